@@ -1,0 +1,165 @@
+/*
+ * The working CPU: the portable state, what is derived from it, the software TLB and the way to the
+ * world around (struct x86_ops). One thread at a time owns it.
+ *
+ * Rule: whoever changes CR0, CR3, CR4, EFER, RFLAGS.VM, CS, SS or a privilege level calls
+ * x86_cpu_update_mode (system.c/segment.c do); x86_cpu_set_state does it for all.
+ */
+#ifndef PARAT_X86_CPU_H
+#define PARAT_X86_CPU_H
+
+#include <setjmp.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/addr.h"
+#include "x86/cpuid.h"
+#include "x86/insn.h"
+#include "x86/state.h"
+
+/* What x86/ needs of its surroundings. Called on the CPU's thread. None may longjmp. */
+struct x86_ops {
+    /*
+     * Host address of the guest-physical page, for direct access, or NULL when it is not plain RAM.
+     * *writable: in: whether the guest is about to write; out: whether direct writes are allowed
+     * (false on a page with decoded code: each store then goes through store_begin/end; false on
+     * ROM).
+     */
+    uint8_t *(*page)(void *context, gpa_t page, bool *writable);
+    /*
+     * Brackets a store to RAM that may not be written directly. begin returns the host address to
+     * write to (length bytes inside one page), or NULL when the store is to be dropped (ROM).
+     * end drops decoded code made from these bytes, and sets cpu->end_block when it was ours.
+     */
+    uint8_t *(*store_begin)(void *context, gpa_t address, unsigned length);
+    void (*store_end)(void *context, gpa_t address, unsigned length);
+
+    uint64_t (*mmio_read)(void *context, gpa_t address, unsigned size);
+    void (*mmio_write)(void *context, gpa_t address, unsigned size, uint64_t value);
+    uint32_t (*pio_read)(void *context, uint16_t port, unsigned size);
+    void (*pio_write)(void *context, uint16_t port, unsigned size, uint32_t value);
+
+    /* All other vCPUs stand at a safe point between begin and end. For split locks. */
+    void (*exclusive_begin)(void *context);
+    void (*exclusive_end)(void *context);
+
+    /* TSC ticks of VM time, without the guest's offset. */
+    uint64_t (*tsc)(void *context);
+    /* MSRs that x86/msr.c does not hold (APIC, kvmclock, …). False: #GP. */
+    bool (*msr_read)(void *context, uint32_t index, uint64_t *value);
+    bool (*msr_write)(void *context, uint32_t index, uint64_t value);
+    /* CR8 is the APIC's task priority. */
+    uint64_t (*cr8_read)(void *context);
+    void (*cr8_write)(void *context, uint64_t value);
+    bool (*random)(void *context, uint64_t *value); /* RDRAND, RDSEED */
+};
+
+/* Which TLB table an access uses. */
+enum x86_mmu {
+    X86_MMU_USER,        /* CPL 3 */
+    X86_MMU_KERNEL,      /* supervisor, user pages refused (SMAP on, AC clear) */
+    X86_MMU_KERNEL_USER, /* supervisor, user pages allowed (SMAP off, or AC set) */
+    X86_MMU_COUNT
+};
+
+#define X86_TLB_BITS  10
+#define X86_TLB_SIZE  (1u << X86_TLB_BITS)
+#define X86_TLB_EMPTY 1ull /* is no page address */
+
+/* An access hits when its page address equals the tag of its kind. */
+struct x86_tlb_entry {
+    uint64_t read, write, exec; /* linear page address, or X86_TLB_EMPTY */
+    uintptr_t addend;           /* host address = linear address + addend */
+    uint64_t gpa;               /* guest-physical page address */
+};
+
+struct x86_cpu {
+    struct x86_state s;
+
+    /* Beside the registers, for insn.base/index: always zero; the next instruction's address. */
+    uint64_t zero;
+    uint64_t next_rip;
+
+    /* Derived by x86_cpu_update_mode */
+    uint8_t code_size;  /* 2, 4, 8 */
+    uint8_t stack_size; /* 2, 4, 8: width of SP in pushes and pops */
+    uint8_t cpl;
+    uint8_t mmu; /* enum x86_mmu of data accesses */
+    bool protected_mode, v86, long_mode /* EFER.LMA */;
+    uint8_t flat_read, flat_write; /* bit per enum x86_seg: no check needed, only add the base */
+    uint64_t seg_base[6];          /* what to add: zero for CS, DS, ES, SS in 64-bit mode */
+    struct x86_decode_mode decode_mode;
+
+    /* The caller's loop stops after the present instruction when this is set, and clears it. */
+    bool end_block;
+    bool halted;         /* HLT was executed: s.mp_state is HALTED */
+    bool debug_active;   /* TF or an enabled breakpoint: run by single instructions */
+    uint64_t debug_hits; /* DR6 bits of data and I/O breakpoints hit by the present instruction */
+
+    jmp_buf *unwind;        /* where x86_raise_* goes */
+    struct x86_event fault; /* what was raised */
+
+    const struct x86_ops *ops;
+    void *context; /* for ops */
+    const struct x86_decoder *decoder;
+    const struct x86_cpuid_table *cpuid;
+    const struct x86_features *features; /* &cpuid->features */
+    struct x86_stubs *stubs;
+
+    uint64_t tlb_fills, tlb_flushes; /* counters */
+    struct x86_tlb_entry tlb[X86_MMU_COUNT][X86_TLB_SIZE];
+};
+
+struct x86_cpu_config {
+    const struct x86_ops *ops;
+    void *context;
+    const struct x86_decoder *decoder;
+    const struct x86_cpuid_table *cpuid;
+    struct x86_stubs *stubs; /* may be NULL */
+    uint32_t apic_id;
+    bool is_bsp;
+};
+
+/* To the reset state. Everything in config outlives the CPU. */
+void x86_cpu_init(struct x86_cpu *cpu, const struct x86_cpu_config *config);
+void x86_cpu_set_state(struct x86_cpu *cpu, const struct x86_state *state); /* validated before */
+void x86_cpu_get_state(const struct x86_cpu *cpu, struct x86_state *out);
+void x86_cpu_update_mode(struct x86_cpu *cpu);
+
+/* Raise an exception out of a handler. */
+_Noreturn void x86_raise(struct x86_cpu *cpu, enum x86_vector vector);
+_Noreturn void x86_raise_error(struct x86_cpu *cpu, enum x86_vector vector, uint32_t error);
+_Noreturn void x86_raise_page_fault(struct x86_cpu *cpu, uint64_t la, uint32_t error);
+_Noreturn void x86_raise_event(struct x86_cpu *cpu, const struct x86_event *event);
+
+enum x86_result {
+    X86_OK,
+    X86_FAULT,    /* cpu->fault was raised and not delivered; s.rip is the instruction's */
+    X86_SHUTDOWN, /* triple fault */
+};
+
+/*
+ * Fetches, decodes and executes one instruction. Does not deliver: a fault is returned. Traps that
+ * follow the instruction (single-step, data breakpoints) are returned as X86_FAULT too, with
+ * s.rip behind it.
+ */
+enum x86_result x86_step(struct x86_cpu *cpu);
+
+/*
+ * Delivers an event through the IDT (or IVT), with the rules for faults during delivery (SDM
+ * vol. 3 table 6-5). X86_OK or X86_SHUTDOWN. The event must be deliverable now (IF, shadow: the
+ * caller looks). deliver.c.
+ */
+enum x86_result x86_deliver(struct x86_cpu *cpu, const struct x86_event *event);
+
+/* MSRs; false: #GP. msr.c */
+bool x86_msr_read(struct x86_cpu *cpu, uint32_t index, uint64_t *value);
+bool x86_msr_write(struct x86_cpu *cpu, uint32_t index, uint64_t value);
+
+static inline uint64_t x86_tsc(struct x86_cpu *cpu)
+{
+    return cpu->ops->tsc(cpu->context) + cpu->s.tsc_offset;
+}
+
+#endif

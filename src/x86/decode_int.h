@@ -1,0 +1,53 @@
+/*
+ * Between the decoder and the modules that implement instructions: each module exports a const
+ * table of binders, and decode.c lists the tables. A binder looks at the full decode and picks the
+ * handler.
+ */
+#ifndef PARAT_X86_DECODE_INT_H
+#define PARAT_X86_DECODE_INT_H
+
+#include <Zydis/Zydis.h>
+
+#include "x86/insn.h"
+
+struct x86_decode {
+    const ZydisDecodedInstruction *z;
+    const ZydisDecodedOperand *op; /* z->operand_count, the visible ones first */
+    const uint8_t *bytes;
+    const struct x86_decode_mode *mode;
+    const struct x86_features *features;
+    struct x86_stubs *stubs;
+};
+
+/*
+ * Sets out->run (and aux, imm… where it differs from the defaults). The decoder has filled in
+ * length, flags, size, address_size, the memory operand if there is one, imm from the first
+ * immediate operand, and dst/src/src2 from the explicit register operands in order. False: #UD.
+ */
+struct x86_bind {
+    ZydisMnemonic mnemonic;
+    bool (*bind)(const struct x86_decode *d, struct x86_insn *out);
+};
+
+/* Ends with mnemonic ZYDIS_MNEMONIC_INVALID. */
+extern const struct x86_bind x86_bind_alu[]; /* exec_alu.c: add … test, inc, dec, neg, not, adcx */
+extern const struct x86_bind x86_bind_shift[]; /* shifts, rotates, shld, shrd, BMI2 shifts */
+extern const struct x86_bind x86_bind_mul[];   /* mul, div, mulx, BCD */
+extern const struct x86_bind x86_bind_bit[];   /* bt*, bsf, tzcnt, popcnt, BMI, crc32 */
+extern const struct x86_bind x86_bind_move[]; /* mov, movzx, lea, xchg, cmov, set, bswap, movbe… */
+extern const struct x86_bind x86_bind_atomic[]; /* xadd, cmpxchg*, and LOCK forms of the rest */
+extern const struct x86_bind x86_bind_string[]; /* movs, stos, lods, cmps, scas, ins, outs */
+extern const struct x86_bind x86_bind_stack[];  /* push, pop, pusha, enter, leave, pushf, popf */
+extern const struct x86_bind x86_bind_branch[]; /* jcc, jmp, call, ret near, loop, int, syscall… */
+extern const struct x86_bind
+    x86_bind_segment[]; /* far jmp/call/ret, iret, lds…, lar, lsl, verr, arpl */
+extern const struct x86_bind
+    x86_bind_system[]; /* cr/dr moves, lgdt…, hlt, msr, cpuid, in/out, tsc */
+extern const struct x86_bind x86_bind_vector[]; /* MMX, SSE, AVX, AES, SHA… */
+extern const struct x86_bind x86_bind_x87[];
+extern const struct x86_bind x86_bind_xsave[]; /* fxsave, xsave family, ldmxcsr */
+
+/* Offset into struct x86_cpu of a general register (RAX…, AH…, RIP); the zero slot for none. */
+uint16_t x86_register_offset(ZydisRegister reg);
+
+#endif
