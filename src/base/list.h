@@ -39,7 +39,8 @@ static inline void list_remove(struct list *node)
     node->next = node->prev = node;
 }
 
-#define list_for_each(pos, list)                                                                   \
-    for (struct list *pos = (list)->next; pos != (list); pos = pos->next)
+/* Not safe against removal of pos. */
+#define list_for_each(pos, head)                                                                   \
+    for (struct list *pos = (head)->next; pos != (head); pos = pos->next)
 
 #endif

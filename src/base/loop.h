@@ -19,7 +19,8 @@ void loop_destroy(struct loop *loop);
 
 /* Runs handlers until loop_stop. Returns 0, or -errno when waiting itself fails. */
 int loop_run(struct loop *loop) MUST_USE;
-/* Any thread, also a signal handler. loop_run returns after the handler that is running. */
+/* Any thread, also a signal handler. loop_run returns after the handler that is running; the next
+ * loop_run returns at once when none was running. */
 void loop_stop(struct loop *loop);
 /* Handles what is ready now, waiting at most timeout_ms (-1: for ever). For tests. */
 int loop_run_once(struct loop *loop, int timeout_ms) MUST_USE;
@@ -55,14 +56,16 @@ void loop_post(struct loop *loop, struct loop_message *message);
 bool loop_message_cancel(struct loop *loop, struct loop_message *message);
 
 /*
- * A one-shot timer on the host's CLOCK_MONOTONIC (clock_host_ns). The handler runs on the loop
- * thread at or after deadline_ns. Arming again moves it. Any thread may arm and cancel; after a
- * cancel from another thread the handler may be running its last time.
+ * A one-shot timer (zero-initialised but for its handler) on the host's CLOCK_MONOTONIC
+ * (clock_host_ns). The handler runs on the loop thread at or after deadline_ns. Arming again moves
+ * it. Any thread may arm and cancel; after a cancel from another thread the handler may be running
+ * its last time.
  */
 struct loop_timer {
     void (*handler)(struct loop_timer *timer);
-    uint64_t deadline_ns; /* guarded by the loop's lock */
-    uint32_t heap_index;  /* 0: not armed */
+    uint64_t deadline_ns; /* this and the rest: guarded by the loop's lock */
+    struct list link;     /* armed timers by deadline: a VM has a handful, so a list is enough */
+    bool armed;
 };
 
 void loop_timer_arm(struct loop *loop, struct loop_timer *timer, uint64_t deadline_ns);
