@@ -1,0 +1,1 @@
+"""Guest kernels, initrds and disks, made from Debian packages and kept in the user's cache folder."""
