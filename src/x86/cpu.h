@@ -2,8 +2,11 @@
  * The working CPU: the portable state, what is derived from it, the software TLB and the way to the
  * world around (struct x86_ops). One thread at a time owns it.
  *
- * Rule: whoever changes CR0, CR3, CR4, EFER, RFLAGS.VM, CS, SS or a privilege level calls
- * x86_cpu_update_mode (system.c/segment.c do); x86_cpu_set_state does it for all.
+ * Rule: whoever changes CR0, CR3, CR4, EFER, RFLAGS.VM/AC/TF/RF, DR7, CS, SS, a segment's hidden
+ * part or a privilege level calls x86_cpu_update_mode (system.c/segment.c do; POPF when AC, TF or
+ * RF changed); x86_cpu_set_state does it for all.
+ *
+ * CPL is the DPL in SS's attributes, as the hardware has it (0 in real mode, 3 in virtual-8086).
  */
 #ifndef PARAT_X86_CPU_H
 #define PARAT_X86_CPU_H
@@ -60,6 +63,7 @@ enum x86_mmu {
     X86_MMU_USER,        /* CPL 3 */
     X86_MMU_KERNEL,      /* supervisor, user pages refused (SMAP on, AC clear) */
     X86_MMU_KERNEL_USER, /* supervisor, user pages allowed (SMAP off, or AC set) */
+    X86_MMU_ALIGNED,     /* CPL 3 with alignment checks: no data entries, all go the slow way */
     X86_MMU_COUNT
 };
 
@@ -72,6 +76,17 @@ struct x86_tlb_entry {
     uint64_t read, write, exec; /* linear page address, or X86_TLB_EMPTY */
     uintptr_t addend;           /* host address = linear address + addend */
     uint64_t gpa;               /* guest-physical page address */
+};
+
+/*
+ * What tlb.c notes beside the entries, so that a flush costs as much as the fills before it and not
+ * as much as the table: lists of the slots in use, global and not.
+ */
+struct x86_tlb_book {
+    uint8_t flags[X86_MMU_COUNT][X86_TLB_SIZE]; /* TLB_*, tlb.c */
+    uint16_t list[2][X86_MMU_COUNT * X86_TLB_SIZE];
+    unsigned count[2];
+    uint64_t large[16]; /* filter: regions that large pages were used in, see tlb.c */
 };
 
 struct x86_cpu {
@@ -94,7 +109,8 @@ struct x86_cpu {
     /* The caller's loop stops after the present instruction when this is set, and clears it. */
     bool end_block;
     bool halted;         /* HLT was executed: s.mp_state is HALTED */
-    bool debug_active;   /* TF or an enabled breakpoint: run by single instructions */
+    bool debug_active;   /* TF, RF or an enabled breakpoint: run by single instructions */
+    bool debug_step;     /* TF was set when the present instruction began */
     uint64_t debug_hits; /* DR6 bits of data and I/O breakpoints hit by the present instruction */
 
     jmp_buf *unwind;        /* where x86_raise_* goes */
@@ -109,6 +125,7 @@ struct x86_cpu {
 
     uint64_t tlb_fills, tlb_flushes; /* counters */
     struct x86_tlb_entry tlb[X86_MMU_COUNT][X86_TLB_SIZE];
+    struct x86_tlb_book book;
 };
 
 struct x86_cpu_config {
@@ -148,8 +165,10 @@ enum x86_result x86_step(struct x86_cpu *cpu);
 
 /*
  * Delivers an event through the IDT (or IVT), with the rules for faults during delivery (SDM
- * vol. 3 table 6-5). X86_OK or X86_SHUTDOWN. The event must be deliverable now (IF, shadow: the
- * caller looks). deliver.c.
+ * vol. 3 table 6-5). X86_OK or X86_SHUTDOWN (mp_state is SHUTDOWN then). The event must be
+ * deliverable now (IF, shadow: the caller looks). Ends HALTED and the interrupt shadow. The return
+ * address is s.rip, for the three software kinds cpu->next_rip (deliver them right after x86_step).
+ * deliver.c.
  */
 enum x86_result x86_deliver(struct x86_cpu *cpu, const struct x86_event *event);
 

@@ -38,14 +38,21 @@ extern const struct x86_bind x86_bind_move[]; /* mov, movzx, lea, xchg, cmov, se
 extern const struct x86_bind x86_bind_atomic[]; /* xadd, cmpxchg*, and LOCK forms of the rest */
 extern const struct x86_bind x86_bind_string[]; /* movs, stos, lods, cmps, scas, ins, outs */
 extern const struct x86_bind x86_bind_stack[];  /* push, pop, pusha, enter, leave, pushf, popf */
-extern const struct x86_bind x86_bind_branch[]; /* jcc, jmp, call, ret near, loop, int, syscall… */
 extern const struct x86_bind
-    x86_bind_segment[]; /* far jmp/call/ret, iret, lds…, lar, lsl, verr, arpl */
+    x86_bind_branch[]; /* jcc, jmp, call, ret near, loop, int n, int1/3, into */
 extern const struct x86_bind
-    x86_bind_system[]; /* cr/dr moves, lgdt…, hlt, msr, cpuid, in/out, tsc */
+    x86_bind_segment[]; /* far jmp/call/ret, iret, lds…, lar, lsl, verr, arpl, lldt, swapgs */
+extern const struct x86_bind x86_bind_system[]; /* lgdt…, hlt, msr, cpuid, in/out, tsc, cli/sti,
+                                                   syscall, xsetbv, clflush, rdrand… */
 extern const struct x86_bind x86_bind_vector[]; /* MMX, SSE, AVX, AES, SHA… */
 extern const struct x86_bind x86_bind_x87[];
 extern const struct x86_bind x86_bind_xsave[]; /* fxsave, xsave family, ldmxcsr */
+
+/*
+ * MOV with a control, debug or segment register on either side: x86_bind_move's entry for MOV calls
+ * this when an operand is one. system.c.
+ */
+bool x86_bind_mov_system(const struct x86_decode *d, struct x86_insn *out);
 
 /* Offset into struct x86_cpu of a general register (RAX…, AH…, RIP); the zero slot for none. */
 uint16_t x86_register_offset(ZydisRegister reg);
