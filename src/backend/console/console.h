@@ -41,6 +41,7 @@ struct console_client {
 int console_open(struct console **out, const struct console_config *config,
                  struct err *err) MUST_USE;
 void console_close(struct console *console);
+/* client is copied; NULL detaches. Loop thread. */
 void console_attach(struct console *console, const struct console_client *client);
 /* Any thread. Returns how many bytes were taken. */
 size_t console_write(struct console *console, const uint8_t *data, size_t length);
