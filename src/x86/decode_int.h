@@ -22,7 +22,10 @@ struct x86_decode {
 /*
  * Sets out->run (and aux, imm… where it differs from the defaults). The decoder has filled in
  * length, flags, size, address_size, the memory operand if there is one, imm from the first
- * immediate operand, and dst/src/src2 from the explicit register operands in order. False: #UD.
+ * immediate operand, and dst/src/src2 from the visible register operands in order (XMM and YMM are
+ * offsets too; MMX, x87, segment, control registers are not). False: not mine; when no binder of
+ * the mnemonic takes it, it is #UD. A mnemonic may have several binders, asked in the tables'
+ * order.
  */
 struct x86_bind {
     ZydisMnemonic mnemonic;
@@ -36,6 +39,7 @@ extern const struct x86_bind x86_bind_mul[];   /* mul, div, mulx, BCD */
 extern const struct x86_bind x86_bind_bit[];   /* bt*, bsf, tzcnt, popcnt, BMI, crc32 */
 extern const struct x86_bind x86_bind_move[]; /* mov, movzx, lea, xchg, cmov, set, bswap, movbe… */
 extern const struct x86_bind x86_bind_atomic[]; /* xadd, cmpxchg*, and LOCK forms of the rest */
+extern const struct x86_bind x86_bind_misc[];   /* nop, pause, fences, cache hints, flag ops, ud */
 extern const struct x86_bind x86_bind_string[]; /* movs, stos, lods, cmps, scas, ins, outs */
 extern const struct x86_bind x86_bind_stack[];  /* push, pop, pusha, enter, leave, pushf, popf */
 extern const struct x86_bind
@@ -54,7 +58,10 @@ extern const struct x86_bind x86_bind_xsave[]; /* fxsave, xsave family, ldmxcsr 
  */
 bool x86_bind_mov_system(const struct x86_decode *d, struct x86_insn *out);
 
-/* Offset into struct x86_cpu of a general register (RAX…, AH…, RIP); the zero slot for none. */
+/*
+ * Offset into struct x86_cpu of a general register (RAX…, AH…, RIP) or of the XMM or YMM register's
+ * low byte; the zero slot for none.
+ */
 uint16_t x86_register_offset(ZydisRegister reg);
 
 #endif

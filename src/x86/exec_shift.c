@@ -1,0 +1,4 @@
+/* shifts, rotates, double shifts */
+#include "x86/decode_int.h"
+
+const struct x86_bind x86_bind_shift[] = {{ZYDIS_MNEMONIC_INVALID, NULL}};

@@ -1,0 +1,4 @@
+/* Placeholder. */
+#include "x86/decode_int.h"
+
+const struct x86_bind x86_bind_x87[] = {{ZYDIS_MNEMONIC_INVALID, NULL}};
