@@ -4,7 +4,7 @@
  * line's level; notifiers hear of its end-of-interrupt (for resampling).
  *
  * Lock order: device lock -> line lock -> sink's own lock -> engine. A sink must not call back into
- * the lines while it holds its lock, except irq_lines_eoi, which is called with no lock held.
+ * the lines (irq_lines_eoi is for the chip's own EOI path and is called with no lock held).
  */
 #ifndef PARAT_VM_IRQ_H
 #define PARAT_VM_IRQ_H
@@ -46,6 +46,7 @@ struct irq_eoi_notifier {
     unsigned line;
     struct list link;
 };
+/* Added while no vCPU runs, never removed. */
 void irq_lines_add_eoi_notifier(struct irq_lines *lines, struct irq_eoi_notifier *notifier);
 /* The chip that delivered the line tells that the guest ended the interrupt. No lock held. */
 void irq_lines_eoi(struct irq_lines *lines, unsigned line);
