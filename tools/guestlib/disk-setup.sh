@@ -81,6 +81,11 @@ exec "$1" -d -f
 END
 chmod 755 "$root"/etc/init.d/parat-*
 
+# Plain text on the serial console: readline's escape sequences would end up in logs.
+write /etc/inputrc <<'END'
+set enable-bracketed-paste off
+END
+
 # The boot scripts of initscripts are not used; services that are installed later are started.
 find "$root"/etc/rc?.d -name '[SK]*' -delete
 # Password parat, hashed with few rounds: the default hash is made to be slow.
