@@ -197,7 +197,7 @@ uint16_t x86_register_offset(ZydisRegister reg)
     return offsetof(struct x86_cpu, zero);
 }
 
-static uint8_t segment_number(ZydisRegister reg)
+uint8_t x86_segment_number(ZydisRegister reg)
 {
     switch (reg) {
     case ZYDIS_REGISTER_ES:
@@ -218,7 +218,7 @@ static uint8_t segment_number(ZydisRegister reg)
 static void fill_memory(const ZydisDecodedOperandMem *mem, struct x86_insn *out)
 {
     out->flags |= X86_INSN_MEM;
-    out->seg = segment_number(mem->segment);
+    out->seg = x86_segment_number(mem->segment);
     out->base = x86_register_offset(mem->base);
     out->index = x86_register_offset(mem->index);
     out->scale = (uint8_t)(mem->scale > 1 ? __builtin_ctz(mem->scale) : 0);

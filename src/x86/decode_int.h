@@ -63,5 +63,7 @@ bool x86_bind_mov_system(const struct x86_decode *d, struct x86_insn *out);
  * low byte; the zero slot for none.
  */
 uint16_t x86_register_offset(ZydisRegister reg);
+/* enum x86_seg of a segment register; DS for anything else. */
+uint8_t x86_segment_number(ZydisRegister reg);
 
 #endif
