@@ -13,6 +13,12 @@
 
 struct x86_stubs;
 
+/*
+ * Enough for every form there is, each immediate counted (tests/unit/test_vector.c computes the
+ * bound): so the guest cannot exhaust it. Only what is used needs to be backed by memory.
+ */
+#define X86_STUBS_SIZE (16u << 20)
+
 struct x86_stub_memory {
     uint8_t *write;   /* where bytes are stored */
     uint8_t *execute; /* the same memory, where they run */
@@ -22,5 +28,6 @@ struct x86_stub_memory {
 /* The memory stays the caller's and outlives the stubs. Thread-safe afterwards (its own lock). */
 int x86_stubs_create(struct x86_stubs **out, const struct x86_stub_memory *memory) MUST_USE;
 void x86_stubs_destroy(struct x86_stubs *stubs);
+size_t x86_stubs_used(const struct x86_stubs *stubs); /* bytes */
 
 #endif
