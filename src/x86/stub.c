@@ -75,8 +75,8 @@ static bool stub_equal(const struct stub_entry *entry, const struct x86_stub *li
     const struct x86_stub *s = &entry->stub;
 
     return entry->size == size && memcmp(entry->code, code, size) == 0 && s->flags == like->flags &&
-           s->opcode == like->opcode && s->mem_size == like->mem_size &&
-           s->dest_size == like->dest_size && s->tiny_count == like->tiny_count;
+           s->mem_size == like->mem_size && s->dest_size == like->dest_size &&
+           s->tiny_count == like->tiny_count;
 }
 
 static struct stub_entry *stub_make(struct x86_stubs *stubs, const struct x86_stub *like,

@@ -29,44 +29,18 @@ void x86_check_mmx(struct x86_cpu *cpu)
         x86_raise(cpu, X86_UD);
     if (cpu->s.cr0 & X86_CR0_TS)
         x86_raise(cpu, X86_NM);
-    if (cpu->s.fpu.fsw & FSW_ES)
-        x86_raise(cpu, X86_MF);
+    x86_check_pending(cpu);
 }
 
 void x86_enter_mmx(struct x86_cpu *cpu)
 {
-    struct x86_fpu *fpu = &cpu->s.fpu;
-    unsigned top = (fpu->fsw & FSW_TOP) >> FSW_TOP_SHIFT;
-
-    if (top) {
-        uint8_t physical[8][16];
-        for (unsigned i = 0; i < 8; i++)
-            memcpy(physical[i], fpu->st[(i - top) & 7], 16);
-        memcpy(fpu->st, physical, sizeof physical);
-        fpu->fsw &= (uint16_t)~FSW_TOP;
-    }
-    fpu->ftw = 0xff;
+    x86_fpu_set_top(&cpu->s.fpu, 0);
+    cpu->s.fpu.ftw = 0xff;
 }
 
 void x86_mmx_written(struct x86_cpu *cpu, uint16_t offset)
 {
     store_le16((char *)vec_operand(cpu, offset) + 8, 0xffff);
-}
-
-void x86_fpu_update_es(struct x86_fpu *fpu)
-{
-    if (fpu->fsw & ~fpu->fcw & FSW_EXCEPTIONS)
-        fpu->fsw |= FSW_ES | FSW_B;
-    else
-        fpu->fsw &= (uint16_t) ~(FSW_ES | FSW_B);
-}
-
-static uint32_t host_mxcsr(void)
-{
-    uint32_t mxcsr;
-
-    __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
-    return mxcsr;
 }
 
 static void set_host_mxcsr(uint32_t mxcsr)
@@ -116,7 +90,7 @@ static bool has_tiny(const struct x86_stub *stub, const uint8_t *result)
 static uint64_t run_unmasked(struct x86_cpu *cpu, const struct x86_stub *stub,
                              const struct vec_args *args)
 {
-    const uint32_t guest = cpu->s.fpu.mxcsr, host = host_mxcsr(), before = 7;
+    const uint32_t guest = cpu->s.fpu.mxcsr, host = x86_host_mxcsr(), before = 7;
     const uint32_t enabled = ~guest >> 7 & MXCSR_FLAGS;
     bool to_rm = stub->flags & X86_STUB_DEST_RM;
     void *dest = to_rm ? args->rm : args->reg;
@@ -134,7 +108,7 @@ static uint64_t run_unmasked(struct x86_cpu *cpu, const struct x86_stub *stub,
         mxcsr &= ~MXCSR_FTZ;
     set_host_mxcsr(mxcsr);
     flags = vec_call(cpu, stub, &on_copy);
-    raised = host_mxcsr() & MXCSR_FLAGS;
+    raised = x86_host_mxcsr() & MXCSR_FLAGS;
     set_host_mxcsr(host);
 
     if (enabled & MXCSR_UE && has_tiny(stub, copy))
@@ -155,7 +129,7 @@ static uint64_t run_unmasked(struct x86_cpu *cpu, const struct x86_stub *stub,
 static uint64_t run_float(struct x86_cpu *cpu, const struct x86_stub *stub,
                           const struct vec_args *args)
 {
-    const uint32_t guest = cpu->s.fpu.mxcsr, host = host_mxcsr();
+    const uint32_t guest = cpu->s.fpu.mxcsr, host = x86_host_mxcsr();
     uint32_t after;
     uint64_t flags;
 
@@ -164,7 +138,7 @@ static uint64_t run_float(struct x86_cpu *cpu, const struct x86_stub *stub,
     if (guest != host)
         set_host_mxcsr(guest);
     flags = vec_call(cpu, stub, args);
-    after = host_mxcsr();
+    after = x86_host_mxcsr();
     cpu->s.fpu.mxcsr = after;
     if ((after ^ host) & ~MXCSR_FLAGS)
         set_host_mxcsr(host);

@@ -7,6 +7,7 @@
 #include "x86/decode_int.h"
 #include "x86/mem.h"
 #include "x86/stub_int.h"
+#include "x86/x87_int.h"
 
 #define MXCSR_FLAGS   0x003fu /* sticky exception flags */
 #define MXCSR_IE      0x0001u
@@ -17,14 +18,6 @@
 #define MXCSR_FTZ     0x8000u
 #define MXCSR_DEFAULT 0x1f80u
 #define MXCSR_VALID   0xffffu /* MXCSR_MASK of FXSAVE: DAZ is there */
-
-#define FSW_EXCEPTIONS 0x003f
-#define FSW_SF         0x0040
-#define FSW_ES         0x0080
-#define FSW_C1         0x0200
-#define FSW_TOP        0x3800
-#define FSW_TOP_SHIFT  11
-#define FSW_B          0x8000
 
 /* The slow ends of the checks: raise what is due, or return when nothing is. vector_exec.c */
 void x86_sse_unavailable(struct x86_cpu *cpu);
@@ -55,9 +48,6 @@ void x86_check_mmx(struct x86_cpu *cpu);
 void x86_enter_mmx(struct x86_cpu *cpu);
 /* MMi was written: its exponent becomes all ones. `offset` is the register's. */
 void x86_mmx_written(struct x86_cpu *cpu, uint16_t offset);
-
-/* Sets ES and B of FSW from the flags and the masks. SDM vol. 1 section 8.1.3. */
-void x86_fpu_update_es(struct x86_fpu *fpu);
 
 static inline void *vec_operand(struct x86_cpu *cpu, uint64_t offset)
 {
