@@ -4,6 +4,8 @@
 #ifndef PARAT_DEVICE_LEGACY_IO_H
 #define PARAT_DEVICE_LEGACY_IO_H
 
+#include <stdatomic.h>
+
 #include "vm/bus.h"
 #include "vm/device.h"
 
@@ -23,12 +25,12 @@ void legacy_io_remove(struct bus *bus, const struct legacy_range *ranges, unsign
 
 static inline void legacy_io_count_read(struct device *device)
 {
-    __atomic_fetch_add(&device->reads, 1, __ATOMIC_RELAXED);
+    atomic_fetch_add_explicit(&device->reads, 1, memory_order_relaxed);
 }
 
 static inline void legacy_io_count_write(struct device *device)
 {
-    __atomic_fetch_add(&device->writes, 1, __ATOMIC_RELAXED);
+    atomic_fetch_add_explicit(&device->writes, 1, memory_order_relaxed);
 }
 
 #endif
