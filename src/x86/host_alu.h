@@ -58,7 +58,7 @@
 #define HOST_SIZES(kind, name)                                                                     \
     kind(name, #name "b", 1, uint8_t) kind(name, #name "w", 2, uint16_t)                           \
         kind(name, #name "l", 4, uint32_t) kind(name, #name "q", 8, uint64_t)
-#define HOST_SIZES_WIDE(kind, name)                                                                \
+#define HOST_SIZES_WIDE(kind, name)                                                              \
     kind(name, #name "w", 2, uint16_t) kind(name, #name "l", 4, uint32_t)                          \
         kind(name, #name "q", 8, uint64_t)
 
