@@ -119,17 +119,15 @@ static bool bind_binary(const struct x86_decode *d, struct x86_insn *out,
         return bind_binary(d, out, handlers);                                                      \
     }
 
-/* clang-format off */
-BINARY(run, add)
-BINARY(run, or)
-BINARY(run, adc)
-BINARY(run, sbb)
-BINARY(run, and)
-BINARY(run, sub)
-BINARY(run, xor)
-BINARY(look, cmp)
-BINARY(look, test)
-/* clang-format on */
+BINARY(run, add);
+BINARY(run, or);
+BINARY(run, adc);
+BINARY(run, sbb);
+BINARY(run, and);
+BINARY(run, sub);
+BINARY(run, xor);
+BINARY(look, cmp);
+BINARY(look, test);
 
 /* --- one operand --- */
 
@@ -166,12 +164,10 @@ static bool bind_unary(const struct x86_decode *d, struct x86_insn *out,
         return bind_unary(d, out, handlers);                                                       \
     }
 
-/* clang-format off */
-UNARY(inc)
-UNARY(dec)
-UNARY(neg)
-UNARY(not)
-/* clang-format on */
+UNARY(inc);
+UNARY(dec);
+UNARY(neg);
+UNARY(not );
 
 /* --- ADX --- */
 
@@ -188,10 +184,8 @@ UNARY(not)
         return true;                                                                               \
     }
 
-/* clang-format off */
-ADX(adcx)
-ADX(adox)
-/* clang-format on */
+ADX(adcx);
+ADX(adox);
 
 const struct x86_bind x86_bind_alu[] = {
     {ZYDIS_MNEMONIC_ADD, bind_add},   {ZYDIS_MNEMONIC_OR, bind_or},

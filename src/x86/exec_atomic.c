@@ -116,18 +116,16 @@ ALWAYS_INLINE uint64_t bit_la(struct x86_cpu *cpu, const struct x86_insn *i, uns
     LOCK_HANDLERS(name, 8, bit_la)                                                                 \
     LOCK_BIND(name, WIDE_SIZES)
 
-/* clang-format off */
-LOCK_ALU(add)
-LOCK_ALU(or)
-LOCK_ALU(adc)
-LOCK_ALU(sbb)
-LOCK_ALU(and)
-LOCK_ALU(sub)
-LOCK_ALU(xor)
-LOCK_BIT(bts)
-LOCK_BIT(btr)
-LOCK_BIT(btc)
-/* clang-format on */
+LOCK_ALU(add);
+LOCK_ALU(or);
+LOCK_ALU(adc);
+LOCK_ALU(sbb);
+LOCK_ALU(and);
+LOCK_ALU(sub);
+LOCK_ALU(xor);
+LOCK_BIT(bts);
+LOCK_BIT(btr);
+LOCK_BIT(btc);
 
 /* --- read-modify-write with one operand --- */
 
@@ -162,12 +160,10 @@ LOCK_BIT(btc)
         return bind_locked(out, handlers);                                                         \
     }
 
-/* clang-format off */
-LOCK_UNARY(inc)
-LOCK_UNARY(dec)
-LOCK_UNARY(neg)
-LOCK_UNARY(not)
-/* clang-format on */
+LOCK_UNARY(inc);
+LOCK_UNARY(dec);
+LOCK_UNARY(neg);
+LOCK_UNARY(not );
 
 /* --- XADD --- */
 
@@ -218,12 +214,10 @@ ALWAYS_INLINE void run_xadd_m(struct x86_cpu *cpu, const struct x86_insn *i, uns
     {                                                                                              \
         run_xadd_m(cpu, i, n, host_add_##n);                                                       \
     }
-/* clang-format off */
-XADD(1)
-XADD(2)
-XADD(4)
-XADD(8)
-/* clang-format on */
+XADD(1);
+XADD(2);
+XADD(4);
+XADD(8);
 
 static bool bind_xadd(const struct x86_decode *d, struct x86_insn *out)
 {
@@ -279,12 +273,10 @@ static bool bind_xadd(const struct x86_decode *d, struct x86_insn *out)
         cpu->s.gpr[X86_RAX] = rax;                                                                 \
     }
 
-/* clang-format off */
-CMPXCHG_HANDLERS("cmpxchgb", 1, uint8_t, "b")
-CMPXCHG_HANDLERS("cmpxchgw", 2, uint16_t, "w")
-CMPXCHG_HANDLERS("cmpxchgl", 4, uint32_t, "k")
-CMPXCHG_HANDLERS("cmpxchgq", 8, uint64_t, "q")
-/* clang-format on */
+CMPXCHG_HANDLERS("cmpxchgb", 1, uint8_t, "b");
+CMPXCHG_HANDLERS("cmpxchgw", 2, uint16_t, "w");
+CMPXCHG_HANDLERS("cmpxchgl", 4, uint32_t, "k");
+CMPXCHG_HANDLERS("cmpxchgq", 8, uint64_t, "q");
 
 static bool bind_cmpxchg(const struct x86_decode *d, struct x86_insn *out)
 {

@@ -63,12 +63,10 @@ static bool bind_bit(const struct x86_decode *d, struct x86_insn *out,
         return bind_bit(d, out, handlers);                                                         \
     }
 
-/* clang-format off */
-BITS(bt, X86_READ, bt_look)
-BITS(bts, X86_WRITE, mem_modify)
-BITS(btr, X86_WRITE, mem_modify)
-BITS(btc, X86_WRITE, mem_modify)
-/* clang-format on */
+BITS(bt, X86_READ, bt_look);
+BITS(bts, X86_WRITE, mem_modify);
+BITS(btr, X86_WRITE, mem_modify);
+BITS(btc, X86_WRITE, mem_modify);
 
 /* --- scans and counts: destination register, source register or memory --- */
 
@@ -107,13 +105,11 @@ BITS(btc, X86_WRITE, mem_modify)
         return true;                                                                               \
     }
 
-/* clang-format off */
-SCAN(bsf)
-SCAN(bsr)
-SCAN(tzcnt)
-SCAN(lzcnt)
-SCAN(popcnt)
-/* clang-format on */
+SCAN(bsf);
+SCAN(bsr);
+SCAN(tzcnt);
+SCAN(lzcnt);
+SCAN(popcnt);
 
 /* --- BMI1, BMI2 with two operands: destination and source --- */
 
@@ -149,11 +145,9 @@ SCAN(popcnt)
         return true;                                                                               \
     }
 
-/* clang-format off */
-BLS(blsi)
-BLS(blsmsk)
-BLS(blsr)
-/* clang-format on */
+BLS(blsi);
+BLS(blsmsk);
+BLS(blsr);
 
 /* --- BMI1, BMI2 with three operands --- */
 
@@ -194,13 +188,11 @@ BLS(blsr)
         return true;                                                                               \
     }
 
-/* clang-format off */
-FIELD(andn, false)
-FIELD(pdep, false)
-FIELD(pext, false)
-FIELD(bextr, true)
-FIELD(bzhi, true)
-/* clang-format on */
+FIELD(andn, false);
+FIELD(pdep, false);
+FIELD(pext, false);
+FIELD(bextr, true);
+FIELD(bzhi, true);
 
 /* --- CRC32: source of any size, destination 32 or 64 bits --- */
 
@@ -220,12 +212,10 @@ FIELD(bzhi, true)
         crc32_##n(cpu, i, mem_load(cpu, i, n));                                                    \
     }
 
-/* clang-format off */
-CRC_HANDLERS("crc32b", 1, uint8_t, uint32_t)
-CRC_HANDLERS("crc32w", 2, uint16_t, uint32_t)
-CRC_HANDLERS("crc32l", 4, uint32_t, uint32_t)
-CRC_HANDLERS("crc32q", 8, uint64_t, uint64_t)
-/* clang-format on */
+CRC_HANDLERS("crc32b", 1, uint8_t, uint32_t);
+CRC_HANDLERS("crc32w", 2, uint16_t, uint32_t);
+CRC_HANDLERS("crc32l", 4, uint32_t, uint32_t);
+CRC_HANDLERS("crc32q", 8, uint64_t, uint64_t);
 
 static bool bind_crc32(const struct x86_decode *d, struct x86_insn *out)
 {

@@ -7,12 +7,10 @@
 
 #include "x86/host_alu.h"
 
-/* clang-format off */
-HOST_SIZES_WIDE(HOST_FLAGS, bt)
-HOST_SIZES_WIDE(HOST_FLAGS, bts)
-HOST_SIZES_WIDE(HOST_FLAGS, btr)
-HOST_SIZES_WIDE(HOST_FLAGS, btc)
-/* clang-format on */
+HOST_SIZES_WIDE(HOST_FLAGS, bt);
+HOST_SIZES_WIDE(HOST_FLAGS, bts);
+HOST_SIZES_WIDE(HOST_FLAGS, btr);
+HOST_SIZES_WIDE(HOST_FLAGS, btc);
 
 /* A bit number from a register counts, signed, from the operand's address on. */
 ALWAYS_INLINE uint64_t bit_string_la(struct x86_cpu *cpu, const struct x86_insn *insn,

@@ -64,7 +64,7 @@ static unsigned branch_index(const struct x86_decode *d)
             cpu->next_rip = relative(cpu, insn, n);                                                \
     }
 #define JCC(cc) JCC_SIZE(cc, 2) JCC_SIZE(cc, 4) JCC_SIZE(cc, 8)
-FOR_CONDITIONS(JCC)
+FOR_CONDITIONS(JCC);
 
 static bool bind_jcc(const struct x86_decode *d, struct x86_insn *out)
 {
@@ -176,7 +176,7 @@ ALWAYS_INLINE void do_ret(struct x86_cpu *cpu, unsigned size, uint64_t release)
     {                                                                                              \
         do_ret(cpu, n, (uint16_t)insn->imm);                                                       \
     }
-FOR_BRANCH_SIZES(BRANCHES)
+FOR_BRANCH_SIZES(BRANCHES);
 
 static bool bind_transfer(const struct x86_decode *d, struct x86_insn *out,
                           x86_handler *const handlers[3][3])
@@ -275,10 +275,10 @@ static bool bind_bound(const struct x86_decode *d, struct x86_insn *out)
         out->run = name;                                                                           \
         return true;                                                                               \
     }
-BIND_ONE(int_n)
-BIND_ONE(int3)
-BIND_ONE(int1)
-BIND_ONE(into)
+BIND_ONE(int_n);
+BIND_ONE(int3);
+BIND_ONE(int1);
+BIND_ONE(into);
 
 const struct x86_bind x86_bind_branch[] = {
     {ZYDIS_MNEMONIC_JO, bind_jcc},

@@ -66,14 +66,14 @@ static void salc(struct x86_cpu *cpu, const struct x86_insn *insn)
 }
 
 /* CLAC and STAC are system.c's. */
-BIND_ONE(nop)
-BIND_ONE(mfence)
-BIND_ONE(clc)
-BIND_ONE(stc)
-BIND_ONE(cmc)
-BIND_ONE(cld)
-BIND_ONE(std)
-BIND_ONE(salc)
+BIND_ONE(nop);
+BIND_ONE(mfence);
+BIND_ONE(clc);
+BIND_ONE(stc);
+BIND_ONE(cmc);
+BIND_ONE(cld);
+BIND_ONE(std);
+BIND_ONE(salc);
 
 /* In 64-bit mode these are a feature of their own. */
 static bool lahf_exists(const struct x86_decode *d)

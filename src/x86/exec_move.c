@@ -46,7 +46,7 @@
         uint64_t la = x86_linear(cpu, insn->seg, insn->imm, n, X86_WRITE);                         \
         x86_store(cpu, la, n, gpr_read(cpu, X86_RAX, n));                                          \
     }
-FOR_SIZES(MOV_HANDLERS)
+FOR_SIZES(MOV_HANDLERS);
 
 static bool bind_mov_offset(const struct x86_decode *d, struct x86_insn *out, unsigned memory)
 {
@@ -104,14 +104,14 @@ static bool bind_movnti(const struct x86_decode *d, struct x86_insn *out)
     {                                                                                              \
         reg_write(cpu, insn->dst, n, sign_extend(mem_load(cpu, insn, s), s));                      \
     }
-EXTEND(1, 2)
-EXTEND(1, 4)
-EXTEND(1, 8)
-EXTEND(2, 2)
-EXTEND(2, 4)
-EXTEND(2, 8)
-EXTEND(4, 4)
-EXTEND(4, 8)
+EXTEND(1, 2);
+EXTEND(1, 4);
+EXTEND(1, 8);
+EXTEND(2, 2);
+EXTEND(2, 4);
+EXTEND(2, 8);
+EXTEND(4, 4);
+EXTEND(4, 8);
 
 /* [log2 of source size][log2 of destination size] */
 #define EXTEND_TABLE(name)                                                                         \
@@ -208,7 +208,7 @@ ALWAYS_INLINE void run_xchg_rm(struct x86_cpu *cpu, const struct x86_insn *insn,
     {                                                                                              \
         run_xchg_rm(cpu, insn, n);                                                                 \
     }
-FOR_SIZES(XCHG_HANDLERS)
+FOR_SIZES(XCHG_HANDLERS);
 
 static bool bind_xchg(const struct x86_decode *d, struct x86_insn *out)
 {
@@ -236,7 +236,7 @@ static bool bind_xchg(const struct x86_decode *d, struct x86_insn *out)
     {                                                                                              \
         cmov_##cc(cpu, insn, n, mem_load(cpu, insn, n));                                           \
     }
-FOR_CONDITIONS(CMOV_HANDLERS)
+FOR_CONDITIONS(CMOV_HANDLERS);
 
 static bool bind_cmov(const struct x86_decode *d, struct x86_insn *out)
 {
@@ -259,7 +259,7 @@ static bool bind_cmov(const struct x86_decode *d, struct x86_insn *out)
     {                                                                                              \
         mem_store(cpu, insn, 1, cond_##cc(cpu->s.rflags));                                         \
     }
-FOR_CONDITIONS(SET_HANDLERS)
+FOR_CONDITIONS(SET_HANDLERS);
 
 static bool bind_set(const struct x86_decode *d, struct x86_insn *out)
 {
@@ -298,9 +298,9 @@ static void bswap_2(struct x86_cpu *cpu, const struct x86_insn *insn)
     {                                                                                              \
         mem_store(cpu, insn, n, swap_bytes(reg_read(cpu, insn->dst, n), n));                       \
     }
-BSWAP_HANDLERS(2)
-BSWAP_HANDLERS(4)
-BSWAP_HANDLERS(8)
+BSWAP_HANDLERS(2);
+BSWAP_HANDLERS(4);
+BSWAP_HANDLERS(8);
 
 static void bswap_4(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
@@ -357,9 +357,9 @@ static bool bind_xlat(const struct x86_decode *d, struct x86_insn *out)
         out->run = name;                                                                           \
         return true;                                                                               \
     }
-CONVERT(cbw, 1, 2)
-CONVERT(cwde, 2, 4)
-CONVERT(cdqe, 4, 8)
+CONVERT(cbw, 1, 2);
+CONVERT(cwde, 2, 4);
+CONVERT(cdqe, 4, 8);
 
 #define SPREAD(name, n)                                                                            \
     static void name(struct x86_cpu *cpu, const struct x86_insn *insn)                             \
@@ -372,9 +372,9 @@ CONVERT(cdqe, 4, 8)
         out->run = name;                                                                           \
         return true;                                                                               \
     }
-SPREAD(cwd, 2)
-SPREAD(cdq, 4)
-SPREAD(cqo, 8)
+SPREAD(cwd, 2);
+SPREAD(cdq, 4);
+SPREAD(cqo, 8);
 
 const struct x86_bind x86_bind_move[] = {
     {ZYDIS_MNEMONIC_MOV, bind_mov},

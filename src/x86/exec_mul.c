@@ -122,12 +122,10 @@ ALWAYS_INLINE bool mul_fits(unsigned size, uint64_t rax, uint64_t rdx, uint64_t 
         return true;                                                                               \
     }
 
-/* clang-format off */
-PAIR(mul)
-PAIR(imul)
-PAIR(div)
-PAIR(idiv)
-/* clang-format on */
+PAIR(mul);
+PAIR(imul);
+PAIR(div);
+PAIR(idiv);
 
 /* --- IMUL with two and three operands --- */
 
@@ -161,11 +159,9 @@ PAIR(idiv)
         reg_write(cpu, i->dst, n, host_imul2_##n(b, i->imm, &cpu->s.rflags));                      \
     }
 
-/* clang-format off */
-IMUL_HANDLERS("imulw", 2, uint16_t)
-IMUL_HANDLERS("imull", 4, uint32_t)
-IMUL_HANDLERS("imulq", 8, uint64_t)
-/* clang-format on */
+IMUL_HANDLERS("imulw", 2, uint16_t);
+IMUL_HANDLERS("imull", 4, uint32_t);
+IMUL_HANDLERS("imulq", 8, uint64_t);
 
 #define WIDE_SIZES(name)                                                                           \
     {                                                                                              \
@@ -203,10 +199,8 @@ ALWAYS_INLINE void run_mulx(struct x86_cpu *cpu, const struct x86_insn *i, unsig
     {                                                                                              \
         run_mulx(cpu, i, n, mem_load(cpu, i, n));                                                  \
     }
-/* clang-format off */
-MULX(4)
-MULX(8)
-/* clang-format on */
+MULX(4);
+MULX(8);
 
 static bool bind_mulx(const struct x86_decode *d, struct x86_insn *out)
 {
@@ -307,12 +301,12 @@ static void aad(struct x86_cpu *cpu, const struct x86_insn *insn)
         out->run = name;                                                                           \
         return true;                                                                               \
     }
-BIND_ONE(aaa)
-BIND_ONE(aas)
-BIND_ONE(daa)
-BIND_ONE(das)
-BIND_ONE(aam)
-BIND_ONE(aad)
+BIND_ONE(aaa);
+BIND_ONE(aas);
+BIND_ONE(daa);
+BIND_ONE(das);
+BIND_ONE(aam);
+BIND_ONE(aad);
 
 const struct x86_bind x86_bind_mul[] = {
     {ZYDIS_MNEMONIC_MUL, bind_mul_pair}, {ZYDIS_MNEMONIC_IMUL, bind_imul},

@@ -66,15 +66,13 @@ static bool bind_shift(const struct x86_decode *d, struct x86_insn *out,
         return bind_shift(d, out, handlers);                                                       \
     }
 
-/* clang-format off */
-SHIFT(shl)
-SHIFT(shr)
-SHIFT(sar)
-SHIFT(rol)
-SHIFT(ror)
-SHIFT(rcl)
-SHIFT(rcr)
-/* clang-format on */
+SHIFT(shl);
+SHIFT(shr);
+SHIFT(sar);
+SHIFT(rol);
+SHIFT(ror);
+SHIFT(rcl);
+SHIFT(rcr);
 
 /* --- SHLD, SHRD --- */
 
@@ -138,10 +136,8 @@ SHIFT(rcr)
         return true;                                                                               \
     }
 
-/* clang-format off */
-DOUBLE(shld)
-DOUBLE(shrd)
-/* clang-format on */
+DOUBLE(shld);
+DOUBLE(shrd);
 
 /* --- SHLX, SHRX, SARX, RORX: no flags --- */
 
@@ -173,11 +169,9 @@ DOUBLE(shrd)
         return true;                                                                               \
     }
 
-/* clang-format off */
-FLAGLESS(shlx, v << count, v << count)
-FLAGLESS(shrx, v >> count, v >> count)
-FLAGLESS(sarx, (uint64_t)((int32_t)v >> count), (uint64_t)((int64_t)v >> count))
-/* clang-format on */
+FLAGLESS(shlx, v << count, v << count);
+FLAGLESS(shrx, v >> count, v >> count);
+FLAGLESS(sarx, (uint64_t)((int32_t)v >> count), (uint64_t)((int64_t)v >> count));
 
 ALWAYS_INLINE uint64_t rotate_right(uint64_t v, unsigned size, unsigned count)
 {
@@ -196,10 +190,8 @@ ALWAYS_INLINE uint64_t rotate_right(uint64_t v, unsigned size, unsigned count)
     {                                                                                              \
         reg_write(cpu, i->dst, n, rotate_right(mem_load(cpu, i, n), n, (unsigned)i->imm));         \
     }
-/* clang-format off */
-RORX(4)
-RORX(8)
-/* clang-format on */
+RORX(4);
+RORX(8);
 
 static bool bind_rorx(const struct x86_decode *d, struct x86_insn *out)
 {

@@ -74,7 +74,7 @@ ALWAYS_INLINE void stack_push_selector(struct x86_cpu *cpu, unsigned size, uint1
     }
 }
 
-FOR_SIZES(PUSH_POP)
+FOR_SIZES(PUSH_POP);
 
 static bool is_segment(const struct x86_decode *d)
 {
@@ -222,7 +222,7 @@ ALWAYS_INLINE void run_popf(struct x86_cpu *cpu, unsigned size)
     {                                                                                              \
         run_popf(cpu, n);                                                                          \
     }
-FOR_SIZES(FLAGS_HANDLERS)
+FOR_SIZES(FLAGS_HANDLERS);
 
 static bool bind_pushf(const struct x86_decode *d, struct x86_insn *out)
 {
@@ -298,7 +298,7 @@ ALWAYS_INLINE void run_leave(struct x86_cpu *cpu, unsigned size)
     {                                                                                              \
         run_leave(cpu, n);                                                                         \
     }
-FOR_SIZES(FRAME_HANDLERS)
+FOR_SIZES(FRAME_HANDLERS);
 
 static bool bind_enter(const struct x86_decode *d, struct x86_insn *out)
 {

@@ -358,15 +358,13 @@ ALWAYS_INLINE bool outs_element(struct string *s, unsigned size)
     STRING_HANDLER(ins, n, USE_DI, NULL)                                                           \
     STRING_HANDLER(outs, n, USE_SI, NULL)
 
-/* clang-format off */
-STRINGS(1, "b", uint8_t)
-STRINGS(2, "w", uint16_t)
-STRINGS(4, "l", uint32_t)
-STRINGS(8, "q", uint64_t)
-PORT_STRINGS(1)
-PORT_STRINGS(2)
-PORT_STRINGS(4)
-/* clang-format on */
+STRINGS(1, "b", uint8_t);
+STRINGS(2, "w", uint16_t);
+STRINGS(4, "l", uint32_t);
+STRINGS(8, "q", uint64_t);
+PORT_STRINGS(1);
+PORT_STRINGS(2);
+PORT_STRINGS(4);
 
 /* --- binding --- */
 
@@ -395,19 +393,17 @@ static bool bind_string(const struct x86_decode *d, struct x86_insn *out, x86_ha
     BIND_STRING(name##b, name, 1)                                                                  \
     BIND_STRING(name##w, name, 2) BIND_STRING(name##d, name, 4) BIND_STRING(name##q, name, 8)
 
-/* clang-format off */
-BIND_STRINGS(movs)
-BIND_STRINGS(stos)
-BIND_STRINGS(lods)
-BIND_STRINGS(cmps)
-BIND_STRINGS(scas)
-BIND_STRING(insb, ins, 1)
-BIND_STRING(insw, ins, 2)
-BIND_STRING(insd, ins, 4)
-BIND_STRING(outsb, outs, 1)
-BIND_STRING(outsw, outs, 2)
-BIND_STRING(outsd, outs, 4)
-/* clang-format on */
+BIND_STRINGS(movs);
+BIND_STRINGS(stos);
+BIND_STRINGS(lods);
+BIND_STRINGS(cmps);
+BIND_STRINGS(scas);
+BIND_STRING(insb, ins, 1);
+BIND_STRING(insw, ins, 2);
+BIND_STRING(insd, ins, 4);
+BIND_STRING(outsb, outs, 1);
+BIND_STRING(outsw, outs, 2);
+BIND_STRING(outsd, outs, 4);
 
 const struct x86_bind x86_bind_string[] = {
     {ZYDIS_MNEMONIC_MOVSB, bind_movsb},

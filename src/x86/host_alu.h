@@ -58,37 +58,35 @@
 #define HOST_SIZES(kind, name)                                                                     \
     kind(name, #name "b", 1, uint8_t) kind(name, #name "w", 2, uint16_t)                           \
         kind(name, #name "l", 4, uint32_t) kind(name, #name "q", 8, uint64_t)
-#define HOST_SIZES_WIDE(kind, name)                                                              \
+#define HOST_SIZES_WIDE(kind, name)                                                                \
     kind(name, #name "w", 2, uint16_t) kind(name, #name "l", 4, uint32_t)                          \
         kind(name, #name "q", 8, uint64_t)
 
-/* clang-format off */
-HOST_SIZES(HOST_BINARY, add)
-HOST_SIZES(HOST_BINARY, or)
-HOST_SIZES(HOST_BINARY, and)
-HOST_SIZES(HOST_BINARY, sub)
-HOST_SIZES(HOST_BINARY, xor)
-HOST_SIZES(HOST_BINARY, cmp)
-HOST_SIZES(HOST_BINARY, test)
-HOST_SIZES(HOST_CARRY, adc)
-HOST_SIZES(HOST_CARRY, sbb)
-HOST_SIZES(HOST_UNARY, inc)
-HOST_SIZES(HOST_UNARY, dec)
-HOST_SIZES(HOST_UNARY, neg)
-HOST_FLAGS(adcx, "adcxl", 4, uint32_t)
-HOST_FLAGS(adcx, "adcxq", 8, uint64_t)
-HOST_FLAGS(adox, "adoxl", 4, uint32_t)
-HOST_FLAGS(adox, "adoxq", 8, uint64_t)
-/* clang-format on */
+HOST_SIZES(HOST_BINARY, add);
+HOST_SIZES(HOST_BINARY, or);
+HOST_SIZES(HOST_BINARY, and);
+HOST_SIZES(HOST_BINARY, sub);
+HOST_SIZES(HOST_BINARY, xor);
+HOST_SIZES(HOST_BINARY, cmp);
+HOST_SIZES(HOST_BINARY, test);
+HOST_SIZES(HOST_CARRY, adc);
+HOST_SIZES(HOST_CARRY, sbb);
+HOST_SIZES(HOST_UNARY, inc);
+HOST_SIZES(HOST_UNARY, dec);
+HOST_SIZES(HOST_UNARY, neg);
+HOST_FLAGS(adcx, "adcxl", 4, uint32_t);
+HOST_FLAGS(adcx, "adcxq", 8, uint64_t);
+HOST_FLAGS(adox, "adoxl", 4, uint32_t);
+HOST_FLAGS(adox, "adoxq", 8, uint64_t);
 
 #define HOST_NOT(n, type)                                                                          \
     ALWAYS_INLINE uint64_t host_not_##n(uint64_t a, uint64_t *rflags)                              \
     {                                                                                              \
         return (type)~a;                                                                           \
     }
-HOST_NOT(1, uint8_t)
-HOST_NOT(2, uint16_t)
-HOST_NOT(4, uint32_t)
-HOST_NOT(8, uint64_t)
+HOST_NOT(1, uint8_t);
+HOST_NOT(2, uint16_t);
+HOST_NOT(4, uint32_t);
+HOST_NOT(8, uint64_t);
 
 #endif
