@@ -12,7 +12,7 @@
 #define LIMIT_WINDOW_NS 10000000000ull
 #define LIMIT_LINES     5
 
-static _Atomic int log_level = LOG_WARNING;
+static _Atomic int log_level = LOG_NOTICE;
 
 void log_set_level(enum log_level level)
 {

@@ -6,9 +6,10 @@
 
 #include <stdint.h>
 
-enum log_level { LOG_ERROR, LOG_WARNING, LOG_INFO, LOG_DEBUG };
+/* LOG_NOTICE: what a user wants to be told of every run. */
+enum log_level { LOG_ERROR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG };
 
-/* Shows lines up to and including this level; LOG_WARNING until told otherwise. */
+/* Shows lines up to and including this level; LOG_NOTICE until told otherwise. */
 void log_set_level(enum log_level level);
 
 /* Writes "parat: text\n" in one write call. */
@@ -29,6 +30,7 @@ void log_line_limited(struct log_limit *limit, enum log_level level, const char 
 
 #define log_error(...)   log_line(LOG_ERROR, __VA_ARGS__)
 #define log_warning(...) log_line(LOG_WARNING, __VA_ARGS__)
+#define log_notice(...)  log_line(LOG_NOTICE, __VA_ARGS__)
 #define log_info(...)    log_line(LOG_INFO, __VA_ARGS__)
 #define log_debug(...)   log_line(LOG_DEBUG, __VA_ARGS__)
 
