@@ -54,7 +54,7 @@ class Parat:
     def first_instruction_ns(stats):
         """Nanoseconds from the process's start to the first guest instruction."""
         try:
-            return json.loads(stats.read_text())["first_guest_instruction_ns"]
+            return json.loads(stats.read_text())["startup_ns"]
         except (OSError, KeyError, ValueError) as error:
             raise BenchError(f"parat left no usable --stats: {error!r}") from error
 

@@ -1,6 +1,9 @@
 """Whole boots of the Debian kernel with the tasks of the guest initrd (tools/guestlib/tasks.sh)."""
+import ctypes
+import errno
 import signal
 import socket
+import struct
 import subprocess
 import time
 
@@ -67,6 +70,32 @@ def test_disk(boot, empty_disk):
         seen = machine.said("disksum ([0-9a-f]{32})$").group(1)
     ours = subprocess.run(["md5sum", empty_disk], stdout=subprocess.PIPE, text=True, check=True).stdout
     assert ours.split()[0] == seen
+
+
+@pytest.mark.parametrize("how", ["denied", "threads", "direct"])
+def test_disk_without_io_uring_and_past_the_cache(how, boot, empty_disk):
+    """Containers forbid io_uring: the worker threads then do the same. direct goes past the page cache."""
+    words = {"denied": "", "threads": ",io=threads", "direct": ",direct"}[how]
+    deny = deny_io_uring if how == "denied" else None
+    with boot("disk,discard", "--disk", f"{empty_disk}{words}", preexec_fn=deny) as machine:
+        machine.wait(0)
+        machine.task_ok("disk", "discard")
+
+
+def deny_io_uring():
+    """In the child before exec: io_uring_setup fails with EPERM, as under a container's seccomp filter."""
+    load_number, jump_if_equal, give_back = 0x20, 0x15, 0x06
+    program = b"".join(struct.pack("<HBBI", *line) for line in (
+        (load_number, 0, 0, 0),
+        (jump_if_equal, 0, 1, 425),
+        (give_back, 0, 0, 0x00050000 | errno.EPERM),
+        (give_back, 0, 0, 0x7FFF0000)))
+    code = ctypes.create_string_buffer(program)
+    filter_program = struct.pack("<HxxxxxxQ", 4, ctypes.addressof(code))
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
+    if libc.prctl(no_new_privileges, 1, 0, 0, 0) or libc.prctl(set_seccomp, filter_mode, filter_program):
+        raise OSError(ctypes.get_errno(), "seccomp")
 
 
 def test_read_only_disk(boot, empty_disk):
