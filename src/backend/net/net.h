@@ -20,6 +20,10 @@
 struct loop;
 struct net;
 
+/*
+ * The card calls these with its device's lock held, so none of them calls back into net_client: what
+ * there is to tell comes later, from the loop.
+ */
 struct net_ops {
     /*
      * Sends one frame (without virtio header). 0; -EAGAIN when it does not fit now: can_send() is
@@ -31,9 +35,13 @@ struct net_ops {
     void (*close)(struct net *net);
 };
 
-/* What the card gives; set before net_start. Called on the loop thread. */
+/*
+ * What the card gives; set when the card is created (before the loop runs), and cleared to NULL when
+ * it is destroyed. Called on the loop thread with no lock held.
+ */
 struct net_client {
-    /* A frame for the guest; false: no room now, keep it and wait for pause_receive(false). */
+    /* A frame for the guest; false: no room now, keep it and wait for pause_receive(false),
+     * which may be called (on another thread) before receive has returned. */
     bool (*receive)(void *context, const uint8_t *frame, size_t length);
     void (*can_send)(void *context);
     void (*link)(void *context, bool up);
