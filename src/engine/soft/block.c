@@ -1,0 +1,350 @@
+/*
+ * The cache of decoded blocks: lookup, decoding, dropping, running. See block.h. vCPU's thread.
+ */
+#include "engine/soft/block.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "engine/soft/soft_int.h"
+#include "x86/mem.h"
+
+/* About half a million instructions; a Debian boot to a login fits. */
+#define ARENA_SIZE   (32u << 20)
+#define HASH_BUCKETS 32768u
+#define PAGE_BUCKETS 4096u
+
+/* Bytes looked at for one block. */
+#define WINDOW 256u
+
+/* --- the tables --- */
+
+int block_cache_create(struct block_cache *cache)
+{
+    memset(cache, 0, sizeof *cache);
+    /* Touched as it fills, so a small guest costs little. */
+    cache->arena = mmap(NULL, ARENA_SIZE, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    cache->hash = calloc(HASH_BUCKETS, sizeof *cache->hash);
+    cache->page = calloc(PAGE_BUCKETS, sizeof *cache->page);
+    if (cache->arena != MAP_FAILED && cache->hash && cache->page)
+        return 0;
+    block_cache_destroy(cache);
+    return -ENOMEM;
+}
+
+void block_cache_destroy(struct block_cache *cache)
+{
+    if (cache->arena && cache->arena != MAP_FAILED)
+        munmap(cache->arena, ARENA_SIZE);
+    free(cache->hash);
+    free(cache->page);
+    memset(cache, 0, sizeof *cache);
+}
+
+void block_cache_clear(struct block_cache *cache)
+{
+    memset(cache->hash, 0, HASH_BUCKETS * sizeof *cache->hash);
+    memset(cache->page, 0, PAGE_BUCKETS * sizeof *cache->page);
+    cache->used = 0;
+    cache->clears++;
+}
+
+static unsigned hash_of(uint64_t address, uint8_t mode)
+{
+    uint64_t key = address ^ (uint64_t)mode << 40;
+    return (unsigned)((key ^ key >> 15) % HASH_BUCKETS);
+}
+
+static unsigned page_bucket(uint64_t address)
+{
+    return (unsigned)((address >> PAGE_SHIFT) % PAGE_BUCKETS);
+}
+
+static bool matches(const struct block *block, uint64_t address, uint8_t mode)
+{
+    return block->address == address && block->mode == mode;
+}
+
+static struct block *lookup(const struct block_cache *cache, uint64_t address, uint8_t mode)
+{
+    struct block *block = cache->hash[hash_of(address, mode)];
+    while (block && !matches(block, address, mode))
+        block = block->hash_next;
+    return block;
+}
+
+static void insert(struct block_cache *cache, struct block *block)
+{
+    struct block **hash = &cache->hash[hash_of(block->address, block->mode)];
+    struct block **page = &cache->page[page_bucket(block->address)];
+
+    block->hash_next = *hash;
+    *hash = block;
+    block->page_next[0] = *page;
+    *page = block;
+    if (block->tail == BLOCK_NO_TAIL)
+        return;
+    page = &cache->page[page_bucket(block->tail)];
+    if (page_bucket(block->tail) == page_bucket(block->address))
+        return; /* found by its address there */
+    block->page_next[1] = *page;
+    *page = block;
+}
+
+static void unhash(struct block_cache *cache, struct block *block)
+{
+    struct block **link = &cache->hash[hash_of(block->address, block->mode)];
+    while (*link && *link != block)
+        link = &(*link)->hash_next;
+    if (*link)
+        *link = block->hash_next;
+}
+
+/*
+ * A block with a tail stands in two lists; dropped by one of them it stays in the other until a
+ * walk there finds it dead. Which link belongs to this bucket is told by where its address lies,
+ * which a dead block no longer knows: hence `page`.
+ */
+static unsigned link_of(const struct block *block, unsigned bucket)
+{
+    return page_bucket(block->page) == bucket ? 0 : 1;
+}
+
+void block_cache_drop_page(struct block_cache *cache, uint64_t page)
+{
+    unsigned bucket = page_bucket(page);
+    struct block **link = &cache->page[bucket];
+
+    while (*link) {
+        struct block *block = *link;
+        unsigned which = link_of(block, bucket);
+        bool dead = block->address == BLOCK_ADDRESS_DEAD;
+        if (!dead && block->page != page && block->tail != page) {
+            link = &block->page_next[which];
+            continue;
+        }
+        if (!dead) {
+            unhash(cache, block);
+            block->address = BLOCK_ADDRESS_DEAD;
+        }
+        *link = block->page_next[which];
+    }
+}
+
+/* --- decoding --- */
+
+/* Room for the largest block, by emptying the cache when it is full. */
+static struct block *reserve(struct block_cache *cache)
+{
+    size_t need = sizeof(struct block) + BLOCK_INSNS_MAX * sizeof(struct x86_insn);
+    if (cache->used + need > ARENA_SIZE)
+        block_cache_clear(cache);
+    return (struct block *)(void *)(cache->arena + cache->used);
+}
+
+static void keep(struct block_cache *cache, struct block *block)
+{
+    size_t size = sizeof *block + block->count * sizeof block->insn[0];
+    cache->used += align_up(size, 16);
+    cache->decoded += block->count;
+    insert(cache, block);
+}
+
+/* Decodes from a copy. Ends before an instruction that does not fit into `available` bytes. */
+static void decode_bytes(const struct x86_cpu *cpu, struct block *block, const uint8_t *bytes,
+                         unsigned available)
+{
+    unsigned used = 0;
+
+    block->count = 0;
+    while (block->count < BLOCK_INSNS_MAX) {
+        struct x86_insn *insn = &block->insn[block->count];
+        enum x86_decode_result r =
+            x86_decode(cpu->decoder, &cpu->decode_mode, bytes + used, available - used, insn);
+        if (r == X86_DECODE_TRUNCATED)
+            break;
+        used += insn->length;
+        block->count++;
+        if (r == X86_DECODE_TOO_LONG || (insn->flags & X86_INSN_END) || used >= available)
+            break;
+    }
+    block->bytes = (uint16_t)used;
+}
+
+/*
+ * The order matters: first a copy to learn the length, then the mark, then a look whether the bytes
+ * are still those (a store that comes later is told to us by the mark).
+ */
+static bool decode_inside(struct engine_vcpu *vcpu, struct block *block, const uint8_t *page)
+{
+    uint8_t copy[WINDOW];
+    unsigned offset = (unsigned)(block->address & ~PAGE_MASK);
+    unsigned available = (unsigned)MIN(WINDOW, PAGE_SIZE - offset);
+
+    for (unsigned attempt = 0; attempt < 4; attempt++) {
+        memcpy(copy, page + offset, available);
+        decode_bytes(&vcpu->cpu, block, copy, available);
+        if (block->count == 0 || !soft_memory_mark_code(vcpu, block->address, block->bytes, page))
+            return false;
+        if (memcmp(copy, page + offset, block->bytes) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* One instruction that goes on in the next page; `la` is its linear address. */
+static bool decode_across(struct engine_vcpu *vcpu, struct block *block, uint64_t la)
+{
+    uint8_t bytes[15], again[15];
+    uint64_t pages[2];
+    unsigned first = (unsigned)(PAGE_SIZE - (la & ~PAGE_MASK));
+    unsigned count = x86_fetch(&vcpu->cpu, la, bytes, pages);
+
+    if (count <= first || pages[1] == UINT64_MAX)
+        return false;
+    decode_bytes(&vcpu->cpu, block, bytes, count);
+    if (block->count == 0 || block->insn[0].length <= first)
+        return false;
+    block->count = 1;
+    block->bytes = block->insn[0].length;
+    block->tail = pages[1];
+    return soft_memory_mark_code(vcpu, block->address, first, NULL) &&
+           soft_memory_mark_code(vcpu, block->tail, block->bytes - first, NULL) &&
+           x86_fetch(&vcpu->cpu, la, again, pages) >= block->bytes && pages[1] == block->tail &&
+           pages[0] == (block->address & PAGE_MASK) && memcmp(bytes, again, block->bytes) == 0;
+}
+
+static struct block *make(struct engine_vcpu *vcpu, uint64_t address, uint64_t la,
+                          const uint8_t *page)
+{
+    struct block *block = reserve(&vcpu->cache);
+
+    *block = (struct block) {.address = address,
+                             .page = address & PAGE_MASK,
+                             .tail = BLOCK_NO_TAIL,
+                             .mode = block_mode(&vcpu->cpu)};
+    if (!decode_inside(vcpu, block, page) && (block->count != 0 || !decode_across(vcpu, block, la)))
+        return NULL;
+    keep(&vcpu->cache, block);
+    return block;
+}
+
+/* --- finding --- */
+
+/* The translation for execution, from the TLB or by a walk. NULL: not RAM. */
+static inline const uint8_t *code_page(struct x86_cpu *cpu, uint64_t la, uint64_t *page)
+{
+    const struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, (enum x86_mmu)cpu->mmu);
+    if (likely(e->exec == (la & PAGE_MASK))) {
+        *page = e->gpa;
+        return (const uint8_t *)((la & PAGE_MASK) + e->addend);
+    }
+    return x86_fetch_page(cpu, la, page);
+}
+
+/* Segment limit, and a second page that must still be the one that was decoded. */
+static inline bool may_run(struct x86_cpu *cpu, const struct block *block, uint64_t la)
+{
+    if (cpu->code_size != 8 &&
+        !range_fits(cpu->s.rip, block->bytes, (uint64_t)cpu->s.seg[X86_CS].limit + 1))
+        return false;
+    if (likely(block->tail == BLOCK_NO_TAIL))
+        return true;
+    uint64_t page, next = (la & PAGE_MASK) + PAGE_SIZE;
+    if (cpu->code_size != 8)
+        next = (uint32_t)next;
+    return code_page(cpu, next, &page) && page == block->tail;
+}
+
+/*
+ * The block at CS:RIP; previous (may be NULL) ran before it. NULL: x86_step must do. May raise a
+ * fetch fault; may empty the cache, and previous with it.
+ */
+static struct block *find(struct engine_vcpu *vcpu, struct block *previous)
+{
+    struct x86_cpu *cpu = &vcpu->cpu;
+    struct block_cache *cache = &vcpu->cache;
+    uint64_t la = cpu->seg_base[X86_CS] + cpu->s.rip, page;
+    if (cpu->code_size != 8)
+        la = (uint32_t)la;
+    const uint8_t *host = code_page(cpu, la, &page);
+    if (unlikely(!host))
+        return NULL;
+
+    uint64_t address = page | (la & ~PAGE_MASK), clears = cache->clears;
+    uint8_t mode = block_mode(cpu);
+    struct block **link = NULL;
+    if (likely(previous)) {
+        link = &previous->successor[address != previous->address + previous->bytes];
+        if (likely(*link && matches(*link, address, mode)) && may_run(cpu, *link, la))
+            return *link;
+    }
+    struct block *block = lookup(cache, address, mode);
+    if (!block)
+        block = make(vcpu, address, la, host);
+    if (!block || !may_run(cpu, block, la))
+        return NULL;
+    if (link && cache->clears == clears)
+        *link = block;
+    return block;
+}
+
+/* --- running --- */
+
+/* Up to `limit` instructions; returns how many were begun. */
+static inline unsigned run(struct x86_cpu *cpu, const struct block *block, unsigned limit)
+{
+    const struct x86_insn *insn = block->insn;
+    const struct x86_insn *end = insn + MIN(limit, block->count);
+
+    do {
+        cpu->next_rip = cpu->s.rip + insn->length;
+        insn->run(cpu, insn);
+        cpu->s.rip = cpu->next_rip;
+        insn++;
+    } while (insn != end && likely(!cpu->end_block));
+    return (unsigned)(insn - block->insn);
+}
+
+bool block_loop(struct engine_vcpu *vcpu)
+{
+    struct x86_cpu *cpu = &vcpu->cpu;
+    struct block *block = NULL;
+
+    do {
+        block = find(vcpu, block);
+        if (unlikely(!block))
+            return true;
+        if (unlikely(atomic_load_explicit(&vcpu->posted, memory_order_acquire)))
+            return false; /* perhaps the very bytes just decoded have changed */
+        unsigned limit = BLOCK_INSNS_MAX;
+        if (unlikely(cpu->s.interrupt_shadow)) {
+            cpu->s.interrupt_shadow = cpu->s.shadow_is_mov_ss = false;
+            limit = 1;
+        }
+        vcpu->current = block;
+        unsigned count = run(cpu, block, limit);
+        soft_count(&vcpu->instructions, count);
+        vcpu->budget -= count;
+        cpu->end_block = false;
+    } while (likely(!atomic_load_explicit(&vcpu->attention, memory_order_acquire)) &&
+             vcpu->budget > 0 && !cpu->halted && !cpu->debug_active);
+    return false;
+}
+
+unsigned block_completed(const struct engine_vcpu *vcpu)
+{
+    const struct block *block = vcpu->current;
+    uint64_t la = vcpu->cpu.seg_base[X86_CS] + vcpu->cpu.s.rip, done = 0;
+    unsigned count = 0;
+
+    /* Within one page, so the page offset tells. A dropped block has only its page left: then 0. */
+    if (!block || block->address == BLOCK_ADDRESS_DEAD)
+        return 0;
+    while (count < block->count && ((block->address + done) & ~PAGE_MASK) != (la & ~PAGE_MASK))
+        done += block->insn[count++].length;
+    return count < block->count ? count : 0;
+}

@@ -1,0 +1,223 @@
+/*
+ * Engine soft: creation, state in and out, the table of operations. Loop thread unless said
+ * otherwise; see vm/engine.h.
+ */
+#include "engine/soft/soft.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "engine/soft/soft_int.h"
+#include "x86/stub.h"
+
+/*
+ * The TSC's frequency when the configuration names none: one tick is one nanosecond of VM time. The
+ * same on every host, so a saved VM runs on anywhere, and conversions are exact.
+ */
+#define DEFAULT_TSC_HZ NS_PER_S
+
+static unsigned capabilities(void)
+{
+    return ENGINE_CAP_TSC_SCALING | ENGINE_CAP_COUNTS_INSTRUCTIONS;
+}
+
+/* --- VM --- */
+
+static void free_vcpu(struct engine_vcpu *vcpu)
+{
+    block_cache_destroy(&vcpu->cache);
+    pthread_mutex_destroy(&vcpu->post_lock);
+    free(vcpu);
+}
+
+static void vm_destroy(struct engine_vm *vm)
+{
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        free_vcpu(vm->vcpu[i]);
+    soft_memory_destroy(vm);
+    x86_decoder_destroy(vm->decoder);
+    x86_stubs_destroy(vm->stubs);
+    soft_stub_memory_destroy(&vm->stub_memory);
+    exclusive_destroy(&vm->exclusive);
+    free(vm);
+}
+
+static int create_decoder(struct engine_vm *vm, struct err *err)
+{
+    int error = soft_stub_memory_create(&vm->stub_memory, err);
+    if (error)
+        return error;
+    struct x86_stub_memory memory = {.write = vm->stub_memory.write,
+                                     .execute = vm->stub_memory.execute,
+                                     .size = vm->stub_memory.size};
+    error = x86_stubs_create(&vm->stubs, &memory);
+    if (!error)
+        error = x86_decoder_create(&vm->decoder, &vm->config.cpuid->features, vm->stubs);
+    if (error)
+        return err_set(err, -error, "engine soft: cannot make the decoder: %s", strerror(-error));
+    return 0;
+}
+
+static int vm_create(const struct engine_vm_config *config, struct engine_vm **out, struct err *err)
+{
+    struct engine_vm *vm = calloc(1, sizeof *vm);
+    if (!vm)
+        return err_set(err, ENOMEM, "out of memory");
+    vm->config = *config;
+    vm->tsc_hz = config->tsc_hz ? config->tsc_hz : DEFAULT_TSC_HZ;
+    exclusive_init(&vm->exclusive, soft_wake_all, vm);
+    int error = soft_memory_create(vm);
+    if (!error)
+        error = create_decoder(vm, err);
+    if (error) {
+        vm_destroy(vm);
+        return error;
+    }
+    *out = vm;
+    return 0;
+}
+
+static int vm_get_state(struct engine_vm *vm, struct engine_vm_state *out)
+{
+    uint64_t offset = vm->vcpu_count ? vm->vcpu[0]->cpu.s.tsc_offset : 0;
+
+    out->tsc_hz = vm->tsc_hz;
+    out->clock_ns = soft_clock_ns(vm);
+    out->tsc = mul_div_u64(out->clock_ns, vm->tsc_hz, NS_PER_S) + offset;
+    return 0;
+}
+
+/* Any frequency will do: the TSC is computed. Offsets come with the vCPUs' states. */
+static int vm_set_state(struct engine_vm *vm, const struct engine_vm_state *state, struct err *err)
+{
+    if (state->tsc_hz == 0)
+        return err_set(err, EINVAL, "engine soft: a saved TSC frequency of 0");
+    vm->tsc_hz = state->tsc_hz;
+    for (unsigned i = 0; i < vm->vcpu_count; i++)
+        vm->vcpu[i]->lapic.config.tsc_hz = state->tsc_hz;
+    return 0;
+}
+
+/* --- vCPU --- */
+
+/* Its memory stays until the VM goes: a device's thread may be sending it an interrupt now. */
+static void vcpu_destroy(struct engine_vcpu *vcpu)
+{
+    (void)vcpu;
+}
+
+static void init_cpu(struct engine_vcpu *vcpu)
+{
+    struct engine_vm *vm = vcpu->vm;
+    const struct x86_features *features = &vm->config.cpuid->features;
+    struct x86_cpu_config cpu = {.ops = &soft_x86_ops,
+                                 .context = vcpu,
+                                 .decoder = vm->decoder,
+                                 .cpuid = vm->config.cpuid,
+                                 .stubs = vm->stubs,
+                                 .apic_id = vcpu->index,
+                                 .is_bsp = vcpu->index == 0};
+    struct x86_lapic_config lapic = {
+        .ops = &soft_lapic_ops,
+        .context = vcpu,
+        .id = vcpu->index,
+        .tsc_hz = vm->tsc_hz,
+        .has_x2apic = x86_has(features, X86_FEATURE_X2APIC),
+        .has_deadline = x86_has(features, X86_FEATURE_TSC_DEADLINE),
+    };
+    x86_cpu_init(&vcpu->cpu, &cpu);
+    x86_lapic_create(&vcpu->lapic, &lapic);
+    x86_lapic_set_state(&vcpu->lapic, &vcpu->cpu.s.lapic, vcpu->cpu.s.apic_base, 0);
+}
+
+static int vcpu_create(struct engine_vm *vm, unsigned index, struct engine_vcpu **out,
+                       struct err *err)
+{
+    size_t align = _Alignof(struct engine_vcpu);
+    struct engine_vcpu *vcpu = aligned_alloc(align, align_up(sizeof *vcpu, align));
+    if (!vcpu)
+        return err_set(err, ENOMEM, "out of memory");
+    memset(vcpu, 0, sizeof *vcpu);
+    vcpu->vm = vm;
+    vcpu->index = index;
+    if (block_cache_create(&vcpu->cache)) {
+        free(vcpu);
+        return err_set(err, ENOMEM, "engine soft: no memory for CPU %u's decoded code", index);
+    }
+    pthread_mutex_init(&vcpu->post_lock, NULL);
+    init_cpu(vcpu);
+    vm->vcpu[index] = vcpu;
+    vm->vcpu_count = index + 1;
+    exclusive_add(&vm->exclusive, &vcpu->member);
+    *out = vcpu;
+    return 0;
+}
+
+/* vCPU's thread, or any signal handler. */
+static void vcpu_kick(struct engine_vcpu *vcpu)
+{
+    atomic_store(&vcpu->kicked, true);
+    soft_wake(vcpu);
+}
+
+static int vcpu_get_state(struct engine_vcpu *vcpu, struct x86_state *out)
+{
+    x86_cpu_get_state(&vcpu->cpu, out);
+    x86_lapic_get_state(&vcpu->lapic, &out->lapic);
+    out->apic_base = vcpu->lapic.base;
+    out->tsc_deadline = x86_lapic_read_deadline(&vcpu->lapic);
+    return 0;
+}
+
+static int vcpu_set_state(struct engine_vcpu *vcpu, const struct x86_state *state, struct err *err)
+{
+    const char *wrong = x86_state_validate(state);
+    if (wrong)
+        return err_set(err, EINVAL, "state of CPU %u: %s", vcpu->index, wrong);
+    x86_cpu_set_state(&vcpu->cpu, state);
+    x86_lapic_set_state(&vcpu->lapic, &state->lapic, state->apic_base, state->tsc_deadline);
+    vcpu->lint0_seen = atomic_load(&vcpu->vm->extint);
+    vcpu->kvmclock_offset = ~state->tsc_offset; /* have the page written again */
+    return 0;
+}
+
+static void inject_exception(struct engine_vcpu *vcpu, const struct x86_event *event)
+{
+    vcpu->cpu.s.pending = *event;
+}
+
+static void vcpu_counters(struct engine_vcpu *vcpu, struct engine_vcpu_counters *out)
+{
+    for (unsigned i = 0; i < VM_EXIT_KIND_COUNT; i++)
+        out->exits[i] = vcpu->exits[i];
+    out->instructions = vcpu->instructions;
+    out->interrupts = vcpu->interrupts;
+}
+
+const struct engine_ops engine_soft = {
+    .name = "soft",
+    .probe = soft_probe,
+    .capabilities = capabilities,
+    .cpu_features = soft_cpu_features,
+    .vm_create = vm_create,
+    .vm_destroy = vm_destroy,
+    .memory_map = soft_memory_map,
+    .memory_unmap = soft_memory_unmap,
+    .memory_protect = soft_memory_protect,
+    .memory_written = soft_memory_written,
+    .vcpu_create = vcpu_create,
+    .vcpu_destroy = vcpu_destroy,
+    .vcpu_run = soft_run,
+    .vcpu_kick = vcpu_kick,
+    .vcpu_get_state = vcpu_get_state,
+    .vcpu_set_state = vcpu_set_state,
+    .vcpu_counters = vcpu_counters,
+    .vm_get_state = vm_get_state,
+    .vm_set_state = vm_set_state,
+    .send_msi = soft_send_msi,
+    .set_extint = soft_set_extint,
+    .inject_nmi = soft_inject_nmi,
+    .inject_exception = inject_exception,
+};

@@ -1,0 +1,131 @@
+/*
+ * The local APIC's timer: one-shot, periodic, TSC deadline. SDM vol. 3 section 11.5.4. Runs on the
+ * owner's thread. Its input clock ticks once per nanosecond of VM time (1 GHz).
+ */
+#include "x86/lapic_int.h"
+
+#include "base/clock.h"
+
+enum { MODE_ONE_SHOT = 0, MODE_PERIODIC = 1, MODE_DEADLINE = 2 };
+
+static unsigned mode_of(uint32_t lvt)
+{
+    return lvt >> 17 & 3;
+}
+
+static unsigned timer_mode(const struct x86_lapic *lapic)
+{
+    return mode_of(lapic->lvt[X86_LVT_TIMER]);
+}
+
+/* Figure 11-10: bits 3, 1, 0 of the divide register. */
+static unsigned divisor(uint32_t divide)
+{
+    unsigned code = (divide & 3) | (divide >> 1 & 4);
+    return code == 7 ? 1 : 2u << code;
+}
+
+static uint64_t now_ns(const struct x86_lapic *lapic)
+{
+    return lapic->config.ops->now_ns(lapic->config.context);
+}
+
+static uint64_t period_ns(const struct x86_lapic *lapic)
+{
+    return (uint64_t)lapic->timer_initial * divisor(lapic->timer_divide);
+}
+
+static void run_counter(struct x86_lapic *lapic)
+{
+    uint64_t now = now_ns(lapic), period = period_ns(lapic);
+
+    if (now < lapic->timer_expiry_ns)
+        return;
+    if (timer_mode(lapic) == MODE_PERIODIC && period)
+        lapic->timer_expiry_ns += ((now - lapic->timer_expiry_ns) / period + 1) * period;
+    else
+        lapic->timer_expiry_ns = UINT64_MAX;
+    x86_lapic_raise_lvt(lapic, X86_LVT_TIMER);
+}
+
+void x86_lapic_timer_run(struct x86_lapic *lapic)
+{
+    if (lapic->timer_expiry_ns != UINT64_MAX)
+        run_counter(lapic);
+    if (lapic->tsc_deadline &&
+        lapic->config.ops->tsc(lapic->config.context) >= lapic->tsc_deadline) {
+        lapic->tsc_deadline = 0;
+        x86_lapic_raise_lvt(lapic, X86_LVT_TIMER);
+    }
+}
+
+uint64_t x86_lapic_next_ns(struct x86_lapic *lapic)
+{
+    uint64_t next = lapic->timer_expiry_ns;
+
+    if (lapic->tsc_deadline) {
+        uint64_t tsc = lapic->config.ops->tsc(lapic->config.context);
+        uint64_t left = tsc < lapic->tsc_deadline ? lapic->tsc_deadline - tsc : 0;
+        uint64_t now = now_ns(lapic), ns, at;
+        /* Rounded up, so that the deadline has passed then. Far away is never. */
+        if (mul_overflows(left, NS_PER_S, &ns))
+            ns = left / lapic->config.tsc_hz > UINT64_MAX / NS_PER_S / 2
+                     ? UINT64_MAX
+                     : mul_div_u64(left, NS_PER_S, lapic->config.tsc_hz);
+        else
+            ns = ns / lapic->config.tsc_hz + (ns % lapic->config.tsc_hz != 0);
+        if (add_overflows(now, ns, &at))
+            at = UINT64_MAX;
+        next = MIN(next, at);
+    }
+    return next;
+}
+
+uint32_t x86_lapic_timer_current(struct x86_lapic *lapic)
+{
+    x86_lapic_timer_run(lapic);
+    if (lapic->timer_expiry_ns == UINT64_MAX)
+        return 0;
+    uint64_t now = now_ns(lapic), ticks = divisor(lapic->timer_divide);
+    uint64_t left = lapic->timer_expiry_ns > now ? lapic->timer_expiry_ns - now : 0;
+    return (uint32_t)((left + ticks - 1) / ticks);
+}
+
+void x86_lapic_timer_write_initial(struct x86_lapic *lapic, uint32_t value)
+{
+    if (timer_mode(lapic) == MODE_DEADLINE)
+        return; /* section 11.5.4.1 */
+    lapic->timer_initial = value;
+    lapic->timer_expiry_ns = value ? now_ns(lapic) + period_ns(lapic) : UINT64_MAX;
+}
+
+/* The count goes on from where it is, at the new speed. */
+void x86_lapic_timer_write_divide(struct x86_lapic *lapic, uint32_t value)
+{
+    uint32_t left = x86_lapic_timer_current(lapic);
+
+    lapic->timer_divide = value;
+    if (lapic->timer_expiry_ns != UINT64_MAX)
+        lapic->timer_expiry_ns = now_ns(lapic) + (uint64_t)left * divisor(value);
+}
+
+/* Section 11.5.4.1: going to or from deadline mode disarms the timer. */
+void x86_lapic_timer_mode_changed(struct x86_lapic *lapic, uint32_t old)
+{
+    if ((mode_of(old) == MODE_DEADLINE) == (timer_mode(lapic) == MODE_DEADLINE))
+        return;
+    lapic->timer_expiry_ns = UINT64_MAX;
+    lapic->timer_initial = 0;
+    lapic->tsc_deadline = 0;
+}
+
+uint64_t x86_lapic_read_deadline(const struct x86_lapic *lapic)
+{
+    return lapic->tsc_deadline;
+}
+
+void x86_lapic_write_deadline(struct x86_lapic *lapic, uint64_t tsc)
+{
+    if (timer_mode(lapic) == MODE_DEADLINE)
+        lapic->tsc_deadline = tsc;
+}
