@@ -73,4 +73,12 @@ struct net_user_config {
 /* Starts the helper and waits until its ports are bound; errors name the forward that failed. */
 int net_user_open(struct net **out, const struct net_user_config *config, struct err *err) MUST_USE;
 
+/*
+ * The helper process: what the program's hidden command NET_USER_HELPER_COMMAND runs, with the
+ * socket as NET_USER_HELPER_FD. Returns the exit status when the VM process is gone.
+ */
+#define NET_USER_HELPER_COMMAND "net-helper"
+#define NET_USER_HELPER_FD      3
+int net_user_helper_main(void);
+
 #endif
