@@ -28,7 +28,8 @@ void guest_main(void)
     check(flat_try(divide, &zero) && fault.vector == 0, "divide by zero is #DE");
     static uint8_t stack[4096];
     flat_call_user(user_code, stack + sizeof stack);
-    check(fault.vector == 0x80 && fault.cs == (SEL_CODE64_USER | 3), "user mode and back by INT 0x80");
+    check(fault.vector == 0x80 && fault.cs == (SEL_CODE64_USER | 3),
+          "user mode and back by INT 0x80");
     flat_call_32((void (*)(void))code_32);
     check((cr0_of_32 & 0x80000001) == 1, "32-bit protected mode without paging, and back");
     print("%d %u %x %08x %lx\n", -5, 42u, 0xbeefu, 0x1234u, 0x123456789abcdeful);

@@ -127,12 +127,12 @@ _Noreturn void debug_exit(uint32_t value)
 
 void flat_set_gate(unsigned vector, uint64_t handler, uint16_t selector, uint8_t type, uint8_t ist)
 {
-    idt[vector] = (struct gate){.offset_low = (uint16_t)handler,
-                                .selector = selector,
-                                .ist = ist,
-                                .type = type,
-                                .offset_middle = (uint16_t)(handler >> 16),
-                                .offset_high = (uint32_t)(handler >> 32)};
+    idt[vector] = (struct gate) {.offset_low = (uint16_t)handler,
+                                 .selector = selector,
+                                 .ist = ist,
+                                 .type = type,
+                                 .offset_middle = (uint16_t)(handler >> 16),
+                                 .offset_high = (uint32_t)(handler >> 32)};
 }
 
 void flat_set_handler(unsigned vector, void (*handler)(struct frame *))
@@ -142,14 +142,14 @@ void flat_set_handler(unsigned vector, void (*handler)(struct frame *))
 
 static void record(const struct frame *frame)
 {
-    fault = (struct fault){.happened = true,
-                           .vector = (unsigned)frame->vector,
-                           .error = frame->error,
-                           .rip = frame->rip,
-                           .cr2 = frame->vector == 14 ? read_cr2() : 0,
-                           .cs = frame->cs,
-                           .rflags = frame->rflags,
-                           .rsp = frame->rsp};
+    fault = (struct fault) {.happened = true,
+                            .vector = (unsigned)frame->vector,
+                            .error = frame->error,
+                            .rip = frame->rip,
+                            .cr2 = frame->vector == 14 ? read_cr2() : 0,
+                            .cs = frame->cs,
+                            .rflags = frame->rflags,
+                            .rsp = frame->rsp};
 }
 
 void exception_handler(struct frame *frame)
@@ -206,6 +206,7 @@ static void set_tss(void)
     gdt[SEL_TSS64 / 8] = 103 | (base & 0xffffff) << 16 | 0x89ull << 40 | (base >> 24 & 0xff) << 56;
     gdt[SEL_TSS64 / 8 + 1] = base >> 32;
     asm volatile("ltr %w0" : : "r"(SEL_TSS64));
+    asm volatile("lldt %w0" : : "r"(0)); /* after reset it is usable, with base 0 */
 }
 
 void flat_init(void)
