@@ -92,7 +92,7 @@ static void breakpoints(void)
     check(traps == 1 && rips[0] == (uint64_t)target,
           "an instruction breakpoint is a fault at its address");
     check(last_dr6 == (0xffff0ff0 | 1), "DR6.B0");
-    check(first_rflags >> 16 & 1, "the pushed RF is set for an instruction breakpoint");
+    check(!(first_rflags >> 16 & 1), "the pushed RF is clear for an instruction breakpoint");
     begin();
     write_dr0(&watched);
     write_dr7(0x400 | 2 | 1 << 16 | 2 << 18); /* writes, 8 bytes */
