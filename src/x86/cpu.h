@@ -111,6 +111,7 @@ struct x86_cpu {
     bool halted;         /* HLT was executed: s.mp_state is HALTED */
     bool debug_active;   /* TF, RF or an enabled breakpoint: run by single instructions */
     bool debug_step;     /* TF was set when the present instruction began */
+    bool debug_keep_rf;  /* the present instruction set RF for the next one */
     uint64_t debug_hits; /* DR6 bits of data and I/O breakpoints hit by the present instruction */
 
     jmp_buf *unwind;        /* where x86_raise_* goes */
@@ -143,6 +144,8 @@ void x86_cpu_init(struct x86_cpu *cpu, const struct x86_cpu_config *config);
 void x86_cpu_set_state(struct x86_cpu *cpu, const struct x86_state *state); /* validated before */
 void x86_cpu_get_state(const struct x86_cpu *cpu, struct x86_state *out);
 void x86_cpu_update_mode(struct x86_cpu *cpu);
+/* Which table explicit data accesses at this privilege level use, without alignment checks. */
+enum x86_mmu x86_mmu_at(const struct x86_cpu *cpu, unsigned cpl);
 
 /* Raise an exception out of a handler. */
 _Noreturn void x86_raise(struct x86_cpu *cpu, enum x86_vector vector);

@@ -111,6 +111,9 @@ enum x86_feature {
     X86_FEATURE_XSAVES = X86_FEATURE(X86_WORD_D_1_EAX, 3),
 
     X86_FEATURE_INVARIANT_TSC = X86_FEATURE(X86_WORD_80000007_EDX, 8),
+
+    X86_FEATURE_LFENCE_SERIALIZING = X86_FEATURE(X86_WORD_80000021_EAX, 2),
+    X86_FEATURE_NULL_SELECTOR_CLEARS_BASE = X86_FEATURE(X86_WORD_80000021_EAX, 6),
 };
 
 struct x86_features {
@@ -170,6 +173,12 @@ struct x86_cpuid_context {
     uint32_t apic_id;
     uint64_t cr4, xcr0, xss, apic_base;
 };
+
+/* What CPUID leaf 1 EAX says, and EDX holds after reset: family 0Fh. */
+#define X86_CPU_SIGNATURE 0x00020f10u
+
+/* Bytes of an XSAVE area for these components, standard or compacted form. */
+uint32_t x86_xsave_area_size(uint64_t components, bool compacted);
 
 void x86_cpuid_query(const struct x86_cpuid_table *table, const struct x86_cpuid_context *context,
                      uint32_t leaf, uint32_t subleaf, uint32_t out[4]);

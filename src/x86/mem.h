@@ -42,14 +42,19 @@ uint8_t *x86_string_pointer(struct x86_cpu *cpu, uint64_t la, enum x86_access ac
 /* Implicit supervisor accesses (GDT, IDT, TSS): as CPL 0, at linear addresses. */
 uint64_t x86_system_load(struct x86_cpu *cpu, uint64_t la, unsigned size);
 void x86_system_store(struct x86_cpu *cpu, uint64_t la, unsigned size, uint64_t value);
+/* Atomic where the memory allows it: descriptors' accessed and busy bits. False: was not old. */
+bool x86_system_compare_swap(struct x86_cpu *cpu, uint64_t la, uint32_t old, uint32_t value);
 
 /*
  * Instruction bytes at linear address la: up to 15, fewer when the next page cannot be fetched (the
- * fault is raised only when none can). Returns the count; pages[0] and [1] get the guest-physical
- * page addresses (pages[1] = UINT64_MAX when one page holds them all).
+ * fault is raised only when none can) or CS ends (#GP(0) when la is outside). Returns the count;
+ * pages[0] and [1] get the guest-physical page addresses (pages[1] = UINT64_MAX when one page holds
+ * them all).
  */
 unsigned x86_fetch(struct x86_cpu *cpu, uint64_t la, uint8_t bytes[15], uint64_t pages[2]);
-/* Host address of the code page at la (page aligned down) for execution, with its gpa. Raises #PF.
+/*
+ * Host address of the code page at la (page aligned down) for execution, with its gpa; NULL when it
+ * is not RAM. Raises #PF, #GP. Does not look at CS's limit.
  */
 const uint8_t *x86_fetch_page(struct x86_cpu *cpu, uint64_t la, uint64_t *page_gpa);
 

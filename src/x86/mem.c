@@ -1,0 +1,393 @@
+/*
+ * Guest memory, the slow ways: TLB misses, page-crossing accesses, MMIO, pages that may not be
+ * written directly, watched pages, alignment checks, instruction fetch. Runs on the CPU's thread.
+ * SDM vol. 3 sections 4.6, 4.10; 6.15 (#AC); APM vol. 2 section 5.4.
+ */
+#include "x86/mem.h"
+
+#include "x86/debug.h"
+#include "x86/paging.h"
+#include "x86/tlb.h"
+
+/* One or more bytes inside one page, translated and allowed. */
+struct ref {
+    uint8_t *host; /* NULL: MMIO */
+    uint64_t gpa;
+    bool direct; /* host may be written */
+};
+
+/* --- #GP or #SS for a non-canonical address --- */
+
+/*
+ * SDM vol. 3 section 6.15: a non-canonical address is #SS(0) when the access is to the stack. The
+ * fast paths do not carry the segment this far, so the instruction is looked at once more.
+ */
+static bool access_is_stack(struct x86_cpu *cpu, uint64_t la)
+{
+    uint64_t from_rsp = la - cpu->s.gpr[X86_RSP] + 64;
+    struct x86_insn insn = {0};
+    uint8_t bytes[15];
+    bool writable = false;
+    gpa_t at;
+
+    if (!cpu->decoder || !x86_translate(cpu, cpu->s.rip + cpu->seg_base[X86_CS], &at))
+        return from_rsp < 128;
+    const uint8_t *page = cpu->ops->page(cpu->context, gpa(at.v & PAGE_MASK), &writable);
+    unsigned count = (unsigned)MIN(sizeof bytes, PAGE_SIZE - (at.v & ~PAGE_MASK));
+    if (!page)
+        return from_rsp < 128;
+    memcpy(bytes, page + (at.v & ~PAGE_MASK), count);
+    if (x86_decode(cpu->decoder, &cpu->decode_mode, bytes, count, &insn) != X86_DECODE_OK)
+        return from_rsp < 128;
+    if (insn.flags & X86_INSN_MEM) {
+        uint64_t from_operand = la - (cpu->seg_base[insn.seg] + x86_ea(cpu, &insn));
+        if (from_operand <= PAGE_SIZE)
+            return insn.seg == X86_SS;
+    }
+    return from_rsp < 128;
+}
+
+static void set_fault(struct x86_event *fault, enum x86_vector vector, uint32_t error)
+{
+    *fault = (struct x86_event) {
+        .kind = X86_EVENT_EXCEPTION, .vector = vector, .has_error = true, .error = error};
+}
+
+/* --- one page --- */
+
+static void fill_tlb(struct x86_cpu *cpu, uint64_t la, const struct x86_mapping *m,
+                     enum x86_mmu mmu, const struct ref *ref)
+{
+    bool data = mmu != X86_MMU_ALIGNED && !x86_debug_watches(cpu, la);
+    bool may_write = m->dirty && x86_paging_allows(cpu, m, X86_WRITE, mmu);
+    struct x86_tlb_fill fill = {
+        .la = la & PAGE_MASK,
+        .gpa = m->gpa,
+        .host = ref->host - (ref->gpa & ~PAGE_MASK),
+        .read = data && x86_paging_allows(cpu, m, X86_READ, mmu),
+        .write = data && may_write && ref->direct,
+        .exec = x86_paging_allows(cpu, m, X86_EXEC, mmu),
+        .may_write = data && may_write,
+        .global = m->global,
+        .page_shift = m->page_shift,
+    };
+    x86_tlb_fill(cpu, mmu, &fill);
+}
+
+static bool hit(const struct x86_tlb_entry *e, uint64_t la, enum x86_access access)
+{
+    uint64_t tag = access == X86_WRITE ? e->write : access == X86_READ ? e->read : e->exec;
+    return tag == (la & PAGE_MASK);
+}
+
+/* A store to a page whose direct writing was refused: perhaps it is allowed now. */
+static void ask_again(struct x86_cpu *cpu, struct x86_tlb_entry *e, uint64_t la, struct ref *out)
+{
+    out->gpa = e->gpa | (la & ~PAGE_MASK);
+    out->direct = true;
+    uint8_t *page = cpu->ops->page(cpu->context, gpa(e->gpa), &out->direct);
+    out->host = page ? page + (la & ~PAGE_MASK) : NULL;
+    if (page && out->direct && e->addend == (uintptr_t)page - (la & PAGE_MASK))
+        e->write = la & PAGE_MASK;
+}
+
+/* False: *fault is what the access raises. */
+static bool try_resolve(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
+                        struct ref *out, struct x86_event *fault)
+{
+    struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, mmu);
+    struct x86_mapping m;
+
+    if (hit(e, la, access)) {
+        *out = (struct ref) {(uint8_t *)(la + e->addend), e->gpa | (la & ~PAGE_MASK),
+                             hit(e, la, X86_WRITE)};
+        return true;
+    }
+    if (access == X86_WRITE && x86_tlb_may_write(cpu, mmu, la)) {
+        ask_again(cpu, e, la, out);
+        return true;
+    }
+    if (cpu->long_mode && unlikely(!x86_canonical(la))) {
+        bool stack = access != X86_EXEC && access_is_stack(cpu, la);
+        set_fault(fault, stack ? X86_SS_FAULT : X86_GP, 0);
+        return false;
+    }
+    if (!x86_paging_walk(cpu, la, access, mmu, true, &m)) {
+        set_fault(fault, X86_PF_FAULT, m.error);
+        fault->has_payload = true;
+        fault->payload = la;
+        return false;
+    }
+    out->gpa = m.gpa | (la & ~PAGE_MASK);
+    out->direct = access == X86_WRITE;
+    out->host = cpu->ops->page(cpu->context, gpa(m.gpa), &out->direct);
+    if (out->host) {
+        out->host += la & ~PAGE_MASK;
+        fill_tlb(cpu, la, &m, mmu, out);
+    }
+    return true;
+}
+
+static void resolve(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
+                    struct ref *out)
+{
+    struct x86_event fault;
+
+    if (!try_resolve(cpu, la, access, mmu, out, &fault))
+        x86_raise_event(cpu, &fault);
+}
+
+/* --- bytes of a resolved page --- */
+
+/* One host access for 1, 2, 4 and 8 bytes, so that other CPUs never see half of an aligned one. */
+static void copy(void *to, const void *from, unsigned length)
+{
+    switch (length) {
+    case 1:
+        *(uint8_t *)to = *(const uint8_t *)from;
+        break;
+    case 2:
+        store_le16(to, load_le16(from));
+        break;
+    case 4:
+        store_le32(to, load_le32(from));
+        break;
+    case 8:
+        store_le64(to, load_le64(from));
+        break;
+    default:
+        memcpy(to, from, length);
+    }
+}
+
+static unsigned mmio_piece(unsigned length)
+{
+    return length >= 8 ? 8 : length >= 4 ? 4 : length >= 2 ? 2 : 1;
+}
+
+static void ref_load(struct x86_cpu *cpu, const struct ref *ref, uint8_t *to, unsigned length)
+{
+    if (likely(ref->host)) {
+        copy(to, ref->host, length);
+        return;
+    }
+    for (unsigned done = 0; done < length;) {
+        unsigned piece = mmio_piece(length - done);
+        uint64_t v = cpu->ops->mmio_read(cpu->context, gpa(ref->gpa + done), piece);
+        memcpy(to + done, &v, piece);
+        done += piece;
+    }
+}
+
+static void ref_store(struct x86_cpu *cpu, const struct ref *ref, const uint8_t *from,
+                      unsigned length)
+{
+    if (likely(ref->host && ref->direct)) {
+        copy(ref->host, from, length);
+        return;
+    }
+    if (ref->host) {
+        uint8_t *to = cpu->ops->store_begin(cpu->context, gpa(ref->gpa), length);
+        if (to) {
+            copy(to, from, length);
+            cpu->ops->store_end(cpu->context, gpa(ref->gpa), length);
+        }
+        return;
+    }
+    for (unsigned done = 0; done < length;) {
+        unsigned piece = mmio_piece(length - done);
+        uint64_t v = 0;
+        memcpy(&v, from + done, piece);
+        cpu->ops->mmio_write(cpu->context, gpa(ref->gpa + done), piece, v);
+        done += piece;
+    }
+}
+
+/* --- any bytes, up to a page --- */
+
+/* Where the access goes on after its first page: wraps at 4 GiB outside 64-bit code. */
+static uint64_t second_page(const struct x86_cpu *cpu, uint64_t la)
+{
+    uint64_t next = (la & PAGE_MASK) + PAGE_SIZE;
+    return cpu->code_size != 8 && next == BIT(32) ? 0 : next;
+}
+
+static unsigned first_length(uint64_t la, unsigned length)
+{
+    return (unsigned)MIN(length, PAGE_SIZE - (la & ~PAGE_MASK));
+}
+
+static void load(struct x86_cpu *cpu, uint64_t la, void *to, unsigned length, enum x86_mmu mmu)
+{
+    unsigned first = first_length(la, length);
+    struct ref a, b = {0};
+
+    resolve(cpu, la, X86_READ, mmu, &a);
+    if (first < length)
+        resolve(cpu, second_page(cpu, la), X86_READ, mmu, &b);
+    ref_load(cpu, &a, to, first);
+    if (first < length)
+        ref_load(cpu, &b, (uint8_t *)to + first, length - first);
+}
+
+static void store(struct x86_cpu *cpu, uint64_t la, const void *from, unsigned length,
+                  enum x86_mmu mmu)
+{
+    unsigned first = first_length(la, length);
+    struct ref a, b = {0};
+
+    resolve(cpu, la, X86_WRITE, mmu, &a);
+    if (first < length)
+        resolve(cpu, second_page(cpu, la), X86_WRITE, mmu, &b);
+    ref_store(cpu, &a, from, first);
+    if (first < length)
+        ref_store(cpu, &b, (const uint8_t *)from + first, length - first);
+}
+
+static void check_alignment(struct x86_cpu *cpu, uint64_t la, unsigned size, enum x86_mmu mmu)
+{
+    if (mmu == X86_MMU_ALIGNED && (la & (size - 1)))
+        x86_raise_error(cpu, X86_AC_FAULT, 0);
+}
+
+uint64_t x86_load_slow(struct x86_cpu *cpu, uint64_t la, unsigned size, enum x86_mmu mmu)
+{
+    uint64_t value = 0;
+
+    check_alignment(cpu, la, size, mmu);
+    load(cpu, la, &value, size, mmu);
+    if (cpu->debug_active)
+        x86_debug_access(cpu, la, size, false);
+    return value;
+}
+
+void x86_store_slow(struct x86_cpu *cpu, uint64_t la, unsigned size, uint64_t value,
+                    enum x86_mmu mmu)
+{
+    check_alignment(cpu, la, size, mmu);
+    store(cpu, la, &value, size, mmu);
+    if (cpu->debug_active)
+        x86_debug_access(cpu, la, size, true);
+}
+
+void x86_load_bytes(struct x86_cpu *cpu, uint64_t la, void *to, unsigned length)
+{
+    load(cpu, la, to, length, (enum x86_mmu)cpu->mmu);
+    if (cpu->debug_active)
+        x86_debug_access(cpu, la, length, false);
+}
+
+void x86_store_bytes(struct x86_cpu *cpu, uint64_t la, const void *from, unsigned length)
+{
+    store(cpu, la, from, length, (enum x86_mmu)cpu->mmu);
+    if (cpu->debug_active)
+        x86_debug_access(cpu, la, length, true);
+}
+
+void x86_probe_write(struct x86_cpu *cpu, uint64_t la, unsigned length)
+{
+    struct ref ref;
+
+    resolve(cpu, la, X86_WRITE, (enum x86_mmu)cpu->mmu, &ref);
+    if (first_length(la, length) < length)
+        resolve(cpu, second_page(cpu, la), X86_WRITE, (enum x86_mmu)cpu->mmu, &ref);
+}
+
+void *x86_atomic_pointer(struct x86_cpu *cpu, uint64_t la, unsigned size)
+{
+    struct ref ref;
+
+    check_alignment(cpu, la, size, (enum x86_mmu)cpu->mmu);
+    if ((la & 63) + size > 64) {
+        x86_probe_write(cpu, la, size);
+        return NULL;
+    }
+    resolve(cpu, la, X86_WRITE, (enum x86_mmu)cpu->mmu, &ref);
+    if (cpu->debug_active)
+        x86_debug_access(cpu, la, size, true);
+    return ref.direct ? ref.host : NULL;
+}
+
+uint8_t *x86_string_pointer(struct x86_cpu *cpu, uint64_t la, enum x86_access access,
+                            uint64_t *length)
+{
+    struct ref ref;
+
+    if (cpu->mmu == X86_MMU_ALIGNED || x86_debug_watches(cpu, la))
+        return NULL;
+    resolve(cpu, la, access, (enum x86_mmu)cpu->mmu, &ref);
+    *length = MIN(*length, PAGE_SIZE - (la & ~PAGE_MASK));
+    return access == X86_WRITE && !ref.direct ? NULL : ref.host;
+}
+
+/* --- implicit supervisor accesses, SDM vol. 3 section 4.6 --- */
+
+static enum x86_mmu system_mmu(const struct x86_cpu *cpu)
+{
+    return cpu->s.cr4 & X86_CR4_SMAP ? X86_MMU_KERNEL : X86_MMU_KERNEL_USER;
+}
+
+uint64_t x86_system_load(struct x86_cpu *cpu, uint64_t la, unsigned size)
+{
+    uint64_t value = 0;
+
+    load(cpu, la, &value, size, system_mmu(cpu));
+    return value;
+}
+
+void x86_system_store(struct x86_cpu *cpu, uint64_t la, unsigned size, uint64_t value)
+{
+    store(cpu, la, &value, size, system_mmu(cpu));
+}
+
+bool x86_system_compare_swap(struct x86_cpu *cpu, uint64_t la, uint32_t old, uint32_t value)
+{
+    struct ref ref;
+
+    resolve(cpu, la, X86_WRITE, system_mmu(cpu), &ref);
+    if (!ref.host || !ref.direct || (la & 63) > 60) {
+        if (x86_system_load(cpu, la, 4) != old)
+            return false;
+        x86_system_store(cpu, la, 4, value);
+        return true;
+    }
+    return __atomic_compare_exchange_n((uint32_t *)(void *)ref.host, &old, value, false,
+                                       __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
+/* --- instruction fetch --- */
+
+unsigned x86_fetch(struct x86_cpu *cpu, uint64_t la, uint8_t bytes[15], uint64_t pages[2])
+{
+    const struct x86_segment *cs = &cpu->s.seg[X86_CS];
+    unsigned length = 15;
+    struct x86_event fault;
+    struct ref ref;
+
+    if (cpu->code_size != 8) {
+        uint32_t offset = (uint32_t)(la - cs->base);
+        if (offset > cs->limit)
+            x86_raise_error(cpu, X86_GP, 0);
+        length = (unsigned)MIN(length, (uint64_t)cs->limit - offset + 1);
+    }
+    resolve(cpu, la, X86_EXEC, (enum x86_mmu)cpu->mmu, &ref);
+    unsigned first = first_length(la, length);
+    ref_load(cpu, &ref, bytes, first);
+    pages[0] = ref.gpa & PAGE_MASK;
+    pages[1] = UINT64_MAX;
+    if (first == length ||
+        !try_resolve(cpu, second_page(cpu, la), X86_EXEC, (enum x86_mmu)cpu->mmu, &ref, &fault))
+        return first;
+    ref_load(cpu, &ref, bytes + first, length - first);
+    pages[1] = ref.gpa & PAGE_MASK;
+    return length;
+}
+
+const uint8_t *x86_fetch_page(struct x86_cpu *cpu, uint64_t la, uint64_t *page_gpa)
+{
+    struct ref ref;
+
+    resolve(cpu, la & PAGE_MASK, X86_EXEC, (enum x86_mmu)cpu->mmu, &ref);
+    *page_gpa = ref.gpa;
+    return ref.host;
+}
