@@ -112,14 +112,16 @@ void x86_raise_event(struct x86_cpu *cpu, const struct x86_event *event)
 
 void x86_raise(struct x86_cpu *cpu, enum x86_vector vector)
 {
-    x86_raise_event(cpu, &(struct x86_event) {.kind = X86_EVENT_EXCEPTION, .vector = vector});
+    x86_raise_event(cpu,
+                    &(struct x86_event) {.kind = X86_EVENT_EXCEPTION, .vector = (uint8_t)vector});
 }
 
 void x86_raise_error(struct x86_cpu *cpu, enum x86_vector vector, uint32_t error)
 {
-    x86_raise_event(
-        cpu, &(struct x86_event) {
-                 .kind = X86_EVENT_EXCEPTION, .vector = vector, .has_error = true, .error = error});
+    x86_raise_event(cpu, &(struct x86_event) {.kind = X86_EVENT_EXCEPTION,
+                                              .vector = (uint8_t)vector,
+                                              .has_error = true,
+                                              .error = error});
 }
 
 void x86_raise_page_fault(struct x86_cpu *cpu, uint64_t la, uint32_t error)

@@ -18,7 +18,7 @@ static void nop(struct x86_cpu *cpu, const struct x86_insn *insn)
 /* LFENCE and SFENCE order no more than the host's own order of loads and stores, which holds. */
 static void mfence(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    __asm__ volatile("mfence" : : : "memory");
 }
 
 static void clc(struct x86_cpu *cpu, const struct x86_insn *insn)

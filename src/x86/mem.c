@@ -50,7 +50,7 @@ static bool access_is_stack(struct x86_cpu *cpu, uint64_t la)
 static void set_fault(struct x86_event *fault, enum x86_vector vector, uint32_t error)
 {
     *fault = (struct x86_event) {
-        .kind = X86_EVENT_EXCEPTION, .vector = vector, .has_error = true, .error = error};
+        .kind = X86_EVENT_EXCEPTION, .vector = (uint8_t)vector, .has_error = true, .error = error};
 }
 
 /* --- one page --- */
