@@ -17,7 +17,7 @@ struct x86_stubs;
  * Enough for every form there is, each immediate counted (tests/unit/test_vector.c computes the
  * bound): so the guest cannot exhaust it. Only what is used needs to be backed by memory.
  */
-#define X86_STUBS_SIZE (16u << 20)
+#define X86_STUBS_SIZE (4u << 20)
 
 struct x86_stub_memory {
     uint8_t *write;   /* where bytes are stored */

@@ -382,7 +382,8 @@ static void mark_tiny(const struct x86_decode *d, struct x86_stub *stub)
     case ZYDIS_MNEMONIC_VCVTPD2PS:
         break;
     default:
-        if (d->z->meta.category == ZYDIS_CATEGORY_CONVERT ||
+        /* Estimates raise no exception. */
+        if (uses_mxcsr(d->z->mnemonic) || d->z->meta.category == ZYDIS_CATEGORY_CONVERT ||
             (dest->element_type != ZYDIS_ELEMENT_TYPE_FLOAT32 &&
              dest->element_type != ZYDIS_ELEMENT_TYPE_FLOAT64))
             return;
