@@ -37,7 +37,7 @@ void x86_lapic_state_reset(struct x86_lapic_state *state, uint32_t id)
     state->id = id;
     state->dfr = UINT32_MAX;
     state->svr = 0xff;
-    for (unsigned i = 0; i < X86_LVT_COUNT; i++)
+    for (unsigned i = 0; i < ARRAY_COUNT(state->lvt); i++)
         state->lvt[i] = LVT_MASKED;
     state->timer_expiry_ns = UINT64_MAX;
 }
@@ -129,6 +129,7 @@ void x86_lapic_get_state(struct x86_lapic *lapic, struct x86_lapic_state *out)
                                      .sipi_vector = (uint8_t)(signals >> 8)};
     for (unsigned i = 0; i < X86_LVT_COUNT; i++)
         out->lvt[i] = lapic->lvt[i];
+    out->lvt[X86_LVT_COUNT] = LVT_MASKED; /* CMCI */
     for (unsigned i = 0; i < 8; i++) {
         out->isr[i] = lapic->isr[i];
         out->irr[i] = lapic->irr[i];

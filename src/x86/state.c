@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "x86/cpuid.h"
+#include "x86/lapic.h"
 
 #define ATTR_REAL_DATA (X86_SEG_P | X86_SEG_S | X86_SEG_WRITABLE | X86_SEG_ACCESSED)
 #define ATTR_REAL_CODE (ATTR_REAL_DATA | X86_SEG_CODE)
@@ -41,16 +42,6 @@ static void reset_core(struct x86_state *s)
     s->interrupt_shadow = s->shadow_is_mov_ss = s->nmi_blocked = false;
 }
 
-static void reset_lapic(struct x86_lapic_state *lapic)
-{
-    uint32_t id = lapic->id;
-
-    *lapic = (struct x86_lapic_state) {
-        .id = id, .dfr = UINT32_MAX, .svr = 0xff, .timer_expiry_ns = UINT64_MAX};
-    for (unsigned i = 0; i < 7; i++)
-        lapic->lvt[i] = 0x10000; /* masked */
-}
-
 void x86_state_reset(struct x86_state *s, uint32_t apic_id, bool is_bsp)
 {
     memset(s, 0, sizeof *s);
@@ -63,8 +54,7 @@ void x86_state_reset(struct x86_state *s, uint32_t apic_id, bool is_bsp)
     s->fpu.fcw = 0x40;
     s->fpu.ftw = 0xff; /* tags 5555: all hold zero */
     s->fpu.mxcsr = 0x1f80;
-    s->lapic.id = apic_id;
-    reset_lapic(&s->lapic);
+    x86_lapic_state_reset(&s->lapic, apic_id);
     s->mp_state = is_bsp ? X86_MP_RUNNABLE : X86_MP_WAIT_SIPI;
 }
 
@@ -75,7 +65,7 @@ void x86_state_init(struct x86_state *s)
 
     reset_core(s);
     s->cr0 = (s->cr0 & (X86_CR0_CD | X86_CR0_NW)) | X86_CR0_ET;
-    reset_lapic(&s->lapic);
+    x86_lapic_state_reset(&s->lapic, s->lapic.id);
     s->tsc_deadline = 0;
     s->mp_state = is_bsp ? X86_MP_RUNNABLE : X86_MP_WAIT_SIPI;
 }

@@ -47,8 +47,9 @@ static uint64_t rip_after(const struct x86_cpu *cpu, unsigned length)
 static void step(struct x86_cpu *cpu)
 {
     struct x86_insn insn;
+    bool debug = cpu->debug_active; /* as it is when the instruction begins: POPF may change TF */
 
-    if (cpu->debug_active)
+    if (debug)
         x86_debug_before(cpu);
     fetch_and_decode(cpu, &insn);
     cpu->next_rip = rip_after(cpu, insn.length);
@@ -56,7 +57,7 @@ static void step(struct x86_cpu *cpu)
     cpu->s.shadow_is_mov_ss = false;
     insn.run(cpu, &insn);
     cpu->s.rip = cpu->next_rip;
-    if (cpu->debug_active)
+    if (debug)
         x86_debug_after(cpu);
 }
 
