@@ -66,7 +66,15 @@ static void salc(struct x86_cpu *cpu, const struct x86_insn *insn)
 }
 
 /* CLAC and STAC are system.c's. */
-BIND_ONE(nop);
+
+/* 0F 0D with a register, a hint for Intel, does not exist for AMD. */
+static bool bind_nop(const struct x86_decode *d, struct x86_insn *out)
+{
+    out->run = nop;
+    return d->z->opcode_map != ZYDIS_OPCODE_MAP_0F || d->z->opcode != 0x0d ||
+           d->z->raw.modrm.mod != 3;
+}
+
 BIND_ONE(mfence);
 BIND_ONE(clc);
 BIND_ONE(stc);

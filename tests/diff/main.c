@@ -1,0 +1,423 @@
+/*
+ * diff_cpu: the differential test's driver. Worker processes run sequences; each sequence has its
+ * own seed, so that a failure is repeated by --seed S --first N --sequences 1.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/bits.h"
+#include "x86/defs.h"
+
+#include "diff.h"
+
+#define CASES_WANTED  100
+#define FAILURES_MAX  20
+#define REPORT_LENGTH 4096
+
+struct options {
+    uint64_t seed, first, sequences;
+    unsigned jobs;
+    const char *coverage, *only;
+};
+
+/* In memory that the workers share with their parent. */
+struct shared {
+    uint64_t done, skipped, instructions, failures;
+    uint64_t running[64]; /* each worker's present sequence */
+    uint64_t cases[];     /* for each form */
+};
+
+struct worker {
+    const struct options *options;
+    struct shared *shared;
+    struct diff_native *native;
+    struct diff_emulated *emulated;
+    struct diff_forms forms;
+    struct diff_sequence sequence;
+    struct diff_end real, ours;
+    uint64_t turn;    /* of pick */
+    unsigned *chosen; /* the forms to choose from */
+    unsigned chosen_count;
+    uint16_t hits[DIFF_INSNS_MAX];
+};
+
+/* --- comparing --- */
+
+static const char *const gpr_names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                          "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
+
+static bool same_fpu(const struct x86_fpu *a, const struct x86_fpu *b)
+{
+    return memcmp(a->ymm, b->ymm, sizeof a->ymm) == 0 && memcmp(a->st, b->st, sizeof a->st) == 0 &&
+           a->fcw == b->fcw && a->fsw == b->fsw && a->ftw == b->ftw && a->mxcsr == b->mxcsr;
+}
+
+static bool same(const struct diff_end *a, const struct diff_end *b)
+{
+    return a->timeout == b->timeout && a->vector == b->vector && a->error == b->error &&
+           a->cr2 == b->cr2 && a->state.rip == b->state.rip && a->state.rflags == b->state.rflags &&
+           memcmp(a->state.gpr, b->state.gpr, sizeof a->state.gpr) == 0 &&
+           memcmp(a->memory, b->memory, MEMORY_SIZE) == 0 && same_fpu(&a->state.fpu, &b->state.fpu);
+}
+
+static void print_hex(const char *name, const uint8_t *real, const uint8_t *ours, unsigned size)
+{
+    if (memcmp(real, ours, size) == 0)
+        return;
+    printf("  %-8s real ", name);
+    for (unsigned i = 0; i < size; i++)
+        printf("%02x", real[size - 1 - i]);
+    printf("\n           ours ");
+    for (unsigned i = 0; i < size; i++)
+        printf("%02x", ours[size - 1 - i]);
+    printf("\n");
+}
+
+static void print_number(const char *name, uint64_t real, uint64_t ours)
+{
+    if (real != ours)
+        printf("  %-8s real %016llx ours %016llx\n", name, (unsigned long long)real,
+               (unsigned long long)ours);
+}
+
+static void print_fpu(const struct x86_fpu *real, const struct x86_fpu *ours)
+{
+    char name[16];
+
+    for (unsigned i = 0; i < 16; i++) {
+        snprintf(name, sizeof name, "ymm%u", i);
+        print_hex(name, real->ymm[i], ours->ymm[i], 32);
+    }
+    for (unsigned i = 0; i < 8; i++) {
+        snprintf(name, sizeof name, "st%u", i);
+        print_hex(name, real->st[i], ours->st[i], 10);
+    }
+    print_number("fcw", real->fcw, ours->fcw);
+    print_number("fsw", real->fsw, ours->fsw);
+    print_number("ftw", real->ftw, ours->ftw);
+    print_number("mxcsr", real->mxcsr, ours->mxcsr);
+}
+
+static void print_differences(const struct diff_end *real, const struct diff_end *ours)
+{
+    unsigned bytes = 0;
+
+    print_number("timeout", real->timeout, ours->timeout);
+    print_number("vector", real->vector, ours->vector);
+    print_number("error", real->error, ours->error);
+    print_number("cr2", real->cr2, ours->cr2);
+    print_number("rip", real->state.rip, ours->state.rip);
+    print_number("rflags", real->state.rflags, ours->state.rflags);
+    for (unsigned i = 0; i < 16; i++)
+        print_number(gpr_names[i], real->state.gpr[i], ours->state.gpr[i]);
+    print_fpu(&real->state.fpu, &ours->state.fpu);
+    for (unsigned i = 0; i < MEMORY_SIZE; i++)
+        if (real->memory[i] != ours->memory[i] && bytes++ < 8)
+            printf("  memory[%04x] real %02x ours %02x\n", i, real->memory[i], ours->memory[i]);
+}
+
+/* --- one sequence --- */
+
+/* Finds which instruction a step was at. */
+static void seen(void *context, uint64_t rip)
+{
+    struct worker *w = context;
+    const struct diff_sequence *s = &w->sequence;
+    uint64_t offset = rip - CODE_BASE;
+    unsigned low = 0, high = s->count;
+
+    while (low < high) {
+        unsigned middle = (low + high) / 2;
+        if (s->offset[middle] < offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low < s->count && s->offset[low] == offset && w->hits[low] < UINT16_MAX)
+        w->hits[low]++;
+}
+
+/* True when both agree about the first `count` instructions. */
+static bool agrees(struct worker *w, unsigned count)
+{
+    struct diff_input input = w->sequence.input;
+
+    memset(input.code + w->sequence.offset[count], 0xcc, CODE_SIZE - w->sequence.offset[count]);
+    diff_emulated_run(w->emulated, &input, &w->ours, NULL, NULL);
+    if (w->ours.timeout)
+        return true;
+    diff_native_run(w->native, &input, &w->real);
+    return same(&w->real, &w->ours);
+}
+
+static void print_insn(const struct diff_sequence *s, unsigned i)
+{
+    ZydisDisassembledInstruction text;
+    unsigned length = s->offset[i + 1] - s->offset[i];
+
+    ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, CODE_BASE + s->offset[i],
+                          s->input.code + s->offset[i], length, &text);
+    printf("  %s   [", text.text);
+    for (unsigned k = 0; k < length; k++)
+        printf("%02x", s->input.code[s->offset[i] + k]);
+    printf("]\n");
+}
+
+/* Shortens the sequence to where the two part, and shows state and instruction there. */
+static void report(struct worker *w, uint64_t number)
+{
+    const struct diff_sequence *s = &w->sequence;
+    unsigned n = 0;
+
+    while (n < s->count && agrees(w, n))
+        n++;
+    printf("FAIL sequence %llu: after %u instructions (--seed %llu --first %llu --sequences 1)\n",
+           (unsigned long long)number, n, (unsigned long long)w->options->seed,
+           (unsigned long long)number);
+    print_differences(&w->real, &w->ours);
+    if (n) {
+        static struct diff_end before;
+        struct diff_input input = s->input;
+        memset(input.code + s->offset[n - 1], 0xcc, CODE_SIZE - s->offset[n - 1]);
+        print_insn(s, n - 1);
+        diff_native_run(w->native, &input, &before);
+        printf("  before: rflags %llx", (unsigned long long)before.state.rflags);
+        for (unsigned i = 0; i < 16; i++)
+            printf(" %s %llx", gpr_names[i], (unsigned long long)before.state.gpr[i]);
+        printf("\n");
+    }
+    fflush(stdout);
+}
+
+static void count_cases(struct worker *w)
+{
+    for (unsigned i = 0; i < w->sequence.count; i++) {
+        unsigned form = w->sequence.form[i];
+        if (!w->hits[i])
+            continue;
+        __atomic_fetch_add(&w->shared->instructions, w->hits[i], __ATOMIC_RELAXED);
+        if (form == UINT_MAX)
+            continue;
+        __atomic_fetch_add(&w->shared->cases[form], 1, __ATOMIC_RELAXED);
+    }
+}
+
+/*
+ * Each form equally often, in an order that a sequence's number alone decides, so that the sequence
+ * can be repeated alone.
+ */
+static unsigned pick(void *context, struct diff_random *r)
+{
+    struct worker *w = context;
+    uint64_t turn = w->turn++, round = turn / w->chosen_count;
+
+    return w->chosen[(turn * 7919 + round * 104729) % w->chosen_count];
+}
+
+static void run_sequence(struct worker *w, uint64_t number)
+{
+    struct diff_random r = {w->options->seed * 0x100000001b3ull + number};
+
+    diff_random(&r);
+    w->turn = number * DIFF_INSNS_MAX;
+    diff_generate(&w->sequence, &w->forms, &r, pick, w);
+    memset(w->hits, 0, sizeof w->hits);
+    diff_emulated_run(w->emulated, &w->sequence.input, &w->ours, seen, w);
+    if (w->ours.timeout) {
+        __atomic_fetch_add(&w->shared->skipped, 1, __ATOMIC_RELAXED);
+        return;
+    }
+    diff_native_run(w->native, &w->sequence.input, &w->real);
+    if (same(&w->real, &w->ours)) {
+        count_cases(w);
+    } else if (__atomic_fetch_add(&w->shared->failures, 1, __ATOMIC_RELAXED) < FAILURES_MAX) {
+        report(w, number);
+    }
+}
+
+/* --- workers --- */
+
+static void choose_forms(struct worker *w)
+{
+    const char *only = w->options->only;
+
+    for (unsigned i = 0; i < w->forms.count; i++)
+        if (!only || strstr(w->forms.form[i].name, only))
+            w->chosen[w->chosen_count++] = i;
+}
+
+static int worker_create(struct worker *w)
+{
+    int error = diff_emulated_create(&w->emulated);
+    if (!error)
+        error = diff_forms_create(&w->forms, diff_emulated_decoder(w->emulated));
+    if (error)
+        return error;
+    w->chosen = calloc(w->forms.count + 1, sizeof *w->chosen);
+    if (!w->chosen)
+        return -ENOMEM;
+    choose_forms(w);
+    return w->chosen_count ? 0 : -ENOENT;
+}
+
+/* Worker `id` takes every jobs-th sequence. In a process of its own. */
+static int work(struct worker *w, unsigned id)
+{
+    const struct options *o = w->options;
+    int error = diff_native_create(&w->native);
+
+    if (error) {
+        printf("diff_cpu: cannot set up native runs: %s\n", strerror(-error));
+        return 1;
+    }
+    for (uint64_t i = id; i < o->sequences; i += o->jobs) {
+        w->shared->running[id] = o->first + i;
+        run_sequence(w, o->first + i);
+        __atomic_fetch_add(&w->shared->done, 1, __ATOMIC_RELAXED);
+        if (w->shared->failures >= FAILURES_MAX)
+            break;
+    }
+    diff_native_destroy(w->native);
+    return 0;
+}
+
+static int run_workers(struct worker *w)
+{
+    unsigned jobs = w->options->jobs;
+    pid_t pid[64];
+    int failed = 0;
+
+    fflush(stdout);
+    for (unsigned i = 0; i < jobs; i++) {
+        pid[i] = fork();
+        if (pid[i] == 0) {
+            int status = work(w, i);
+            fflush(stdout);
+            _exit(status);
+        }
+    }
+    for (unsigned i = 0; i < jobs; i++) {
+        int status = 0;
+        if (pid[i] < 0 || waitpid(pid[i], &status, 0) < 0 || status) {
+            printf("FAIL worker %u ended with status %x in sequence %llu\n", i, status,
+                   (unsigned long long)w->shared->running[i]);
+            failed++;
+        }
+    }
+    return failed;
+}
+
+/* --- coverage --- */
+
+static unsigned write_coverage(const struct worker *w)
+{
+    FILE *f = w->options->coverage ? fopen(w->options->coverage, "w") : NULL;
+    unsigned low = 0;
+
+    for (unsigned i = 0; i < w->chosen_count; i++) {
+        uint64_t cases = w->shared->cases[w->chosen[i]];
+        low += cases < CASES_WANTED;
+        if (f)
+            fprintf(f, "%10llu  %s\n", (unsigned long long)cases, w->forms.form[w->chosen[i]].name);
+        if (cases < CASES_WANTED && w->options->sequences >= 10000)
+            printf("%llu cases only: %s\n", (unsigned long long)cases,
+                   w->forms.form[w->chosen[i]].name);
+    }
+    if (f)
+        fclose(f);
+    return low;
+}
+
+static int summarise(const struct worker *w, int failed)
+{
+    const struct shared *s = w->shared;
+    unsigned low = write_coverage(w);
+
+    printf("diff_cpu: seed %llu: %llu sequences (%llu did not end and were skipped), %llu "
+           "instructions, "
+           "%u forms, %u of them below %u cases, %llu differences\n",
+           (unsigned long long)w->options->seed, (unsigned long long)s->done,
+           (unsigned long long)s->skipped, (unsigned long long)s->instructions, w->chosen_count,
+           low, CASES_WANTED, (unsigned long long)s->failures);
+    if (failed || s->failures)
+        return 1;
+    /* A short run or a part of the forms is for a person; the table is for whole runs. */
+    return low && w->options->sequences >= 10000 && !w->options->only;
+}
+
+static uint64_t number(const char *text)
+{
+    char *end;
+    uint64_t v = strtoull(text, &end, 0);
+    if (*end || !*text) {
+        fprintf(stderr, "diff_cpu: %s is not a number\n", text);
+        exit(2);
+    }
+    return v;
+}
+
+static void parse(struct options *o, int argc, char **argv)
+{
+    static const struct option longs[] = {{"sequences", required_argument, NULL, 'n'},
+                                          {"seed", required_argument, NULL, 's'},
+                                          {"first", required_argument, NULL, 'f'},
+                                          {"jobs", required_argument, NULL, 'j'},
+                                          {"coverage", required_argument, NULL, 'c'},
+                                          {"only", required_argument, NULL, 'o'},
+                                          {NULL, 0, NULL, 0}};
+    int c;
+
+    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
+        switch (c) {
+        case 'n':
+            o->sequences = number(optarg);
+            break;
+        case 's':
+            o->seed = number(optarg);
+            break;
+        case 'f':
+            o->first = number(optarg);
+            break;
+        case 'j':
+            o->jobs = (unsigned)MAX(1u, MIN(number(optarg), 64u));
+            break;
+        case 'c':
+            o->coverage = optarg;
+            break;
+        case 'o':
+            o->only = optarg;
+            break;
+        default:
+            fprintf(stderr, "usage: diff_cpu [--sequences N] [--seed S] [--first N] [--jobs N] "
+                            "[--coverage FILE] [--only TEXT]\n");
+            exit(2);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static struct options options = {.seed = 1, .sequences = 10000, .jobs = 1};
+    static struct worker worker = {.options = &options};
+    int error;
+
+    parse(&options, argc, argv);
+    error = worker_create(&worker);
+    if (error) {
+        fprintf(stderr, "diff_cpu: %s\n", strerror(-error));
+        return 1;
+    }
+    worker.shared = mmap(NULL, sizeof *worker.shared + worker.forms.count * sizeof(uint64_t),
+                         PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (worker.shared == MAP_FAILED)
+        return 1;
+    int failed = run_workers(&worker);
+    return summarise(&worker, failed);
+}

@@ -1,0 +1,186 @@
+/*
+ * What the generator has to know about single instructions: which ones two runs cannot agree on,
+ * and which want their operands prepared to get beyond a fault. The place to extend for new ones.
+ */
+#include <string.h>
+
+#include "base/bits.h"
+
+#include "diff.h"
+
+/* --- left out --- */
+
+static const struct {
+    ZydisMnemonic mnemonic;
+    const char *why;
+} excluded[] = {
+    {ZYDIS_MNEMONIC_INT, "enters the host's kernel"},
+    {ZYDIS_MNEMONIC_SYSCALL, "enters the host's kernel"},
+    {ZYDIS_MNEMONIC_SYSENTER, "enters the host's kernel"},
+    {ZYDIS_MNEMONIC_VMMCALL, "enters the host's hypervisor"},
+    {ZYDIS_MNEMONIC_INT3, "ends every sequence"},
+    {ZYDIS_MNEMONIC_CPUID, "differs by design"},
+    {ZYDIS_MNEMONIC_RDTSC, "not repeatable"},
+    {ZYDIS_MNEMONIC_RDTSCP, "not repeatable"},
+    {ZYDIS_MNEMONIC_RDPID, "not repeatable"},
+    {ZYDIS_MNEMONIC_RDPRU, "not repeatable"},
+    {ZYDIS_MNEMONIC_RDPMC, "depends on the host's CR4.PCE"},
+    {ZYDIS_MNEMONIC_RDRAND, "not repeatable"},
+    {ZYDIS_MNEMONIC_RDSEED, "not repeatable"},
+    {ZYDIS_MNEMONIC_WRFSBASE, "would move the harness's thread-local storage"},
+    {ZYDIS_MNEMONIC_WRGSBASE, "the harness sets GS once"},
+    {ZYDIS_MNEMONIC_RDFSBASE, "not repeatable"},
+    {ZYDIS_MNEMONIC_XSETBV, "differs by design"},
+    {ZYDIS_MNEMONIC_XGETBV, "differs by design"},
+    {ZYDIS_MNEMONIC_SMSW, "CR0 differs by design, or UMIP"},
+    {ZYDIS_MNEMONIC_STR, "differs by design, or UMIP"},
+    {ZYDIS_MNEMONIC_SLDT, "differs by design, or UMIP"},
+    {ZYDIS_MNEMONIC_SGDT, "differs by design, or UMIP"},
+    {ZYDIS_MNEMONIC_SIDT, "differs by design, or UMIP"},
+    {ZYDIS_MNEMONIC_LAR, "the descriptor tables differ"},
+    {ZYDIS_MNEMONIC_LSL, "the descriptor tables differ"},
+    {ZYDIS_MNEMONIC_VERR, "the descriptor tables differ"},
+    {ZYDIS_MNEMONIC_VERW, "the descriptor tables differ"},
+    {ZYDIS_MNEMONIC_LFS, "would move the harness's thread-local storage"},
+    {ZYDIS_MNEMONIC_LGS, "would move GS"},
+    {ZYDIS_MNEMONIC_LSS, "the descriptor tables differ"},
+    {ZYDIS_MNEMONIC_IRET, "the descriptor tables differ"},
+    {ZYDIS_MNEMONIC_IRETD, "the descriptor tables differ"},
+    {ZYDIS_MNEMONIC_IRETQ, "the descriptor tables differ"},
+    {ZYDIS_MNEMONIC_FNSTENV, "stores FIP and FDP, which differ by design"},
+    {ZYDIS_MNEMONIC_FNSAVE, "stores FIP and FDP, which differ by design"},
+    {ZYDIS_MNEMONIC_FLDENV, "loads FIP and FDP"},
+    {ZYDIS_MNEMONIC_FRSTOR, "loads FIP and FDP"},
+    {ZYDIS_MNEMONIC_FXSAVE, "stores FIP and FDP, which differ by design"},
+    {ZYDIS_MNEMONIC_FXSAVE64, "stores FIP and FDP, which differ by design"},
+    {ZYDIS_MNEMONIC_FXRSTOR, "random images fault or load FIP"},
+    {ZYDIS_MNEMONIC_FXRSTOR64, "random images fault or load FIP"},
+    {ZYDIS_MNEMONIC_UD0, "has no handler"},
+};
+
+static bool touches_special_register(const struct diff_insn *i)
+{
+    for (unsigned k = 0; k < i->z.operand_count_visible; k++) {
+        if (i->op[k].type != ZYDIS_OPERAND_TYPE_REGISTER)
+            continue;
+        switch (ZydisRegisterGetClass(i->op[k].reg.value)) {
+        case ZYDIS_REGCLASS_SEGMENT:
+            /* Reading one is fine. */
+            if (i->op[k].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
+                return true;
+            break;
+        case ZYDIS_REGCLASS_CONTROL:
+        case ZYDIS_REGCLASS_DEBUG:
+            return true;
+        default:
+            break;
+        }
+    }
+    return false;
+}
+
+const char *diff_policy_excluded(const struct diff_insn *i)
+{
+    for (unsigned k = 0; k < ARRAY_COUNT(excluded); k++)
+        if (i->z.mnemonic == excluded[k].mnemonic)
+            return excluded[k].why;
+    if (i->z.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
+        return "the descriptor tables differ";
+    if (i->z.meta.category == ZYDIS_CATEGORY_XSAVE || i->z.meta.category == ZYDIS_CATEGORY_XSAVEOPT)
+        return "the host has more state components";
+    if (i->z.attributes & ZYDIS_ATTRIB_IS_PRIVILEGED || i->z.meta.category == ZYDIS_CATEGORY_IO ||
+        i->z.meta.category == ZYDIS_CATEGORY_IOSTRINGOP)
+        return "privileged";
+    if (touches_special_register(i))
+        return "segment, control and debug registers";
+    return NULL;
+}
+
+/* --- prepared --- */
+
+static unsigned gpr_number(ZydisRegister reg)
+{
+    ZydisRegister full = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, reg);
+    return full >= ZYDIS_REGISTER_RAX && full <= ZYDIS_REGISTER_R15 ? full - ZYDIS_REGISTER_RAX
+                                                                    : X86_RSP;
+}
+
+/* Divisions that mostly do not overflow. */
+static void prepare_division(struct diff_writer *w, const struct diff_insn *i)
+{
+    uint64_t rax = diff_random_value(w->r) >> (i->z.operand_width == 8 ? 56 : 1);
+    diff_put_mov(w, X86_RDX, 0);
+    diff_put_mov(w, X86_RAX, rax);
+}
+
+/* Comparisons with memory that succeed where it is zero. */
+static void prepare_compare_exchange(struct diff_writer *w)
+{
+    diff_put_mov(w, X86_RAX, 0);
+    diff_put_mov(w, X86_RDX, 0);
+}
+
+static void prepare_string(struct diff_writer *w, const struct diff_insn *i)
+{
+    uint64_t count = diff_chance(w->r, 85) ? diff_below(w->r, 24) : diff_below(w->r, 600);
+
+    diff_put_mov(w, X86_RSI, diff_address(w->r, 32));
+    diff_put_mov(w, X86_RDI, diff_address(w->r, 32));
+    diff_put_mov(w, X86_RCX, count);
+}
+
+/* A bit number that stays in the neighbourhood. */
+static void prepare_bit(struct diff_writer *w, const struct diff_insn *i)
+{
+    unsigned gpr = gpr_number(i->op[1].reg.value);
+    if (i->op[1].type == ZYDIS_OPERAND_TYPE_REGISTER && gpr != X86_RSP)
+        diff_put_mov(w, gpr, diff_below(w->r, 4000) - 2000);
+}
+
+void diff_policy_prepare(struct diff_writer *w, const struct diff_insn *i)
+{
+    if (i->z.meta.category == ZYDIS_CATEGORY_STRINGOP) {
+        prepare_string(w, i);
+        return;
+    }
+    switch (i->z.mnemonic) {
+    case ZYDIS_MNEMONIC_DIV:
+    case ZYDIS_MNEMONIC_IDIV:
+        if (diff_chance(w->r, 70))
+            prepare_division(w, i);
+        break;
+    case ZYDIS_MNEMONIC_CMPXCHG:
+    case ZYDIS_MNEMONIC_CMPXCHG8B:
+    case ZYDIS_MNEMONIC_CMPXCHG16B:
+        if (diff_chance(w->r, 70))
+            prepare_compare_exchange(w);
+        break;
+    case ZYDIS_MNEMONIC_BT:
+    case ZYDIS_MNEMONIC_BTS:
+    case ZYDIS_MNEMONIC_BTR:
+    case ZYDIS_MNEMONIC_BTC:
+        if (diff_chance(w->r, 90))
+            prepare_bit(w, i);
+        break;
+    case ZYDIS_MNEMONIC_XLAT:
+        diff_put_mov(w, X86_RBX, diff_address(w->r, 256));
+        break;
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMASKMOVDQU:
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+        diff_put_mov(w, X86_RDI, diff_address(w->r, 16));
+        break;
+    case ZYDIS_MNEMONIC_PCMPESTRI:
+    case ZYDIS_MNEMONIC_PCMPESTRM:
+    case ZYDIS_MNEMONIC_VPCMPESTRI:
+    case ZYDIS_MNEMONIC_VPCMPESTRM:
+        diff_put_mov(w, X86_RAX, diff_below(w->r, 40) - 20);
+        diff_put_mov(w, X86_RDX, diff_below(w->r, 40) - 20);
+        break;
+    case ZYDIS_MNEMONIC_LEAVE:
+        diff_put_mov(w, X86_RBP, STACK_BASE + STACK_SIZE / 2 + diff_below(w->r, 64) * 8);
+        break;
+    default:
+        break;
+    }
+}
