@@ -215,7 +215,17 @@ uint8_t x86_segment_number(ZydisRegister reg)
     }
 }
 
-static void fill_memory(const ZydisDecodedOperandMem *mem, struct x86_insn *out)
+/*
+ * Zydis 4.0 takes R13D for a base where mod 0 says that there is none, only a displacement (it
+ * asks for EBP alone).
+ */
+static bool has_no_base(const ZydisDecodedInstruction *z)
+{
+    return z->attributes & ZYDIS_ATTRIB_HAS_SIB && z->raw.modrm.mod == 0 && z->raw.sib.base == 5;
+}
+
+static void fill_memory(const ZydisDecodedInstruction *z, const ZydisDecodedOperandMem *mem,
+                        struct x86_insn *out)
 {
     out->flags |= X86_INSN_MEM;
     out->seg = x86_segment_number(mem->segment);
@@ -223,6 +233,10 @@ static void fill_memory(const ZydisDecodedOperandMem *mem, struct x86_insn *out)
     out->index = x86_register_offset(mem->index);
     out->scale = (uint8_t)(mem->scale > 1 ? __builtin_ctz(mem->scale) : 0);
     out->disp = (int32_t)mem->disp.value;
+    if (has_no_base(z)) {
+        out->base = offsetof(struct x86_cpu, zero);
+        out->disp = (int32_t)z->raw.disp.value;
+    }
 }
 
 static void fill_operands(const struct x86_decode *d, struct x86_insn *out)
@@ -239,7 +253,7 @@ static void fill_operands(const struct x86_decode *d, struct x86_insn *out)
             has_imm = true;
             out->imm = op->imm.value.u;
         } else if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && !(out->flags & X86_INSN_MEM)) {
-            fill_memory(&op->mem, out);
+            fill_memory(d->z, &op->mem, out);
         }
     }
 }

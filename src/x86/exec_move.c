@@ -217,6 +217,21 @@ static bool bind_xchg(const struct x86_decode *d, struct x86_insn *out)
     return true;
 }
 
+/* F3 90 is PAUSE; with REX.B it is the exchange with R8 that it would be without F3. */
+static bool bind_pause(const struct x86_decode *d, struct x86_insn *out)
+{
+    bool rex_b = d->z->attributes & ZYDIS_ATTRIB_HAS_REX && d->z->raw.rex.B;
+
+    if (!rex_b)
+        return false; /* exec_misc.c */
+    out->dst = GPR_OFFSET(X86_R8);
+    out->src = GPR_OFFSET(X86_RAX);
+    out->run = d->z->raw.rex.W                                   ? xchg_rr_8
+               : d->z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE ? xchg_rr_2
+                                                                 : xchg_rr_4;
+    return true;
+}
+
 /* --- CMOVcc: reads its source always, and a 32-bit one always clears the upper half --- */
 
 #define CMOV_HANDLERS(cc)                                                                          \
@@ -377,53 +392,29 @@ SPREAD(cdq, 4);
 SPREAD(cqo, 8);
 
 const struct x86_bind x86_bind_move[] = {
-    {ZYDIS_MNEMONIC_MOV, bind_mov},
-    {ZYDIS_MNEMONIC_MOVNTI, bind_movnti},
-    {ZYDIS_MNEMONIC_MOVZX, bind_movzx},
-    {ZYDIS_MNEMONIC_MOVSX, bind_movsx},
-    {ZYDIS_MNEMONIC_MOVSXD, bind_movsx},
-    {ZYDIS_MNEMONIC_LEA, bind_lea},
-    {ZYDIS_MNEMONIC_XCHG, bind_xchg},
-    {ZYDIS_MNEMONIC_CMOVO, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVNO, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVB, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVNB, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVZ, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVNZ, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVBE, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVNBE, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVS, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVNS, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVP, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVNP, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVL, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVNL, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVLE, bind_cmov},
-    {ZYDIS_MNEMONIC_CMOVNLE, bind_cmov},
-    {ZYDIS_MNEMONIC_SETO, bind_set},
-    {ZYDIS_MNEMONIC_SETNO, bind_set},
-    {ZYDIS_MNEMONIC_SETB, bind_set},
-    {ZYDIS_MNEMONIC_SETNB, bind_set},
-    {ZYDIS_MNEMONIC_SETZ, bind_set},
-    {ZYDIS_MNEMONIC_SETNZ, bind_set},
-    {ZYDIS_MNEMONIC_SETBE, bind_set},
-    {ZYDIS_MNEMONIC_SETNBE, bind_set},
-    {ZYDIS_MNEMONIC_SETS, bind_set},
-    {ZYDIS_MNEMONIC_SETNS, bind_set},
-    {ZYDIS_MNEMONIC_SETP, bind_set},
-    {ZYDIS_MNEMONIC_SETNP, bind_set},
-    {ZYDIS_MNEMONIC_SETL, bind_set},
-    {ZYDIS_MNEMONIC_SETNL, bind_set},
-    {ZYDIS_MNEMONIC_SETLE, bind_set},
-    {ZYDIS_MNEMONIC_SETNLE, bind_set},
-    {ZYDIS_MNEMONIC_BSWAP, bind_bswap},
-    {ZYDIS_MNEMONIC_MOVBE, bind_movbe},
-    {ZYDIS_MNEMONIC_XLAT, bind_xlat},
-    {ZYDIS_MNEMONIC_CBW, bind_cbw},
-    {ZYDIS_MNEMONIC_CWDE, bind_cwde},
-    {ZYDIS_MNEMONIC_CDQE, bind_cdqe},
-    {ZYDIS_MNEMONIC_CWD, bind_cwd},
-    {ZYDIS_MNEMONIC_CDQ, bind_cdq},
-    {ZYDIS_MNEMONIC_CQO, bind_cqo},
-    X86_BIND_END,
+    {ZYDIS_MNEMONIC_MOV, bind_mov},      {ZYDIS_MNEMONIC_MOVNTI, bind_movnti},
+    {ZYDIS_MNEMONIC_MOVZX, bind_movzx},  {ZYDIS_MNEMONIC_MOVSX, bind_movsx},
+    {ZYDIS_MNEMONIC_MOVSXD, bind_movsx}, {ZYDIS_MNEMONIC_LEA, bind_lea},
+    {ZYDIS_MNEMONIC_XCHG, bind_xchg},    {ZYDIS_MNEMONIC_PAUSE, bind_pause},
+    {ZYDIS_MNEMONIC_CMOVO, bind_cmov},   {ZYDIS_MNEMONIC_CMOVNO, bind_cmov},
+    {ZYDIS_MNEMONIC_CMOVB, bind_cmov},   {ZYDIS_MNEMONIC_CMOVNB, bind_cmov},
+    {ZYDIS_MNEMONIC_CMOVZ, bind_cmov},   {ZYDIS_MNEMONIC_CMOVNZ, bind_cmov},
+    {ZYDIS_MNEMONIC_CMOVBE, bind_cmov},  {ZYDIS_MNEMONIC_CMOVNBE, bind_cmov},
+    {ZYDIS_MNEMONIC_CMOVS, bind_cmov},   {ZYDIS_MNEMONIC_CMOVNS, bind_cmov},
+    {ZYDIS_MNEMONIC_CMOVP, bind_cmov},   {ZYDIS_MNEMONIC_CMOVNP, bind_cmov},
+    {ZYDIS_MNEMONIC_CMOVL, bind_cmov},   {ZYDIS_MNEMONIC_CMOVNL, bind_cmov},
+    {ZYDIS_MNEMONIC_CMOVLE, bind_cmov},  {ZYDIS_MNEMONIC_CMOVNLE, bind_cmov},
+    {ZYDIS_MNEMONIC_SETO, bind_set},     {ZYDIS_MNEMONIC_SETNO, bind_set},
+    {ZYDIS_MNEMONIC_SETB, bind_set},     {ZYDIS_MNEMONIC_SETNB, bind_set},
+    {ZYDIS_MNEMONIC_SETZ, bind_set},     {ZYDIS_MNEMONIC_SETNZ, bind_set},
+    {ZYDIS_MNEMONIC_SETBE, bind_set},    {ZYDIS_MNEMONIC_SETNBE, bind_set},
+    {ZYDIS_MNEMONIC_SETS, bind_set},     {ZYDIS_MNEMONIC_SETNS, bind_set},
+    {ZYDIS_MNEMONIC_SETP, bind_set},     {ZYDIS_MNEMONIC_SETNP, bind_set},
+    {ZYDIS_MNEMONIC_SETL, bind_set},     {ZYDIS_MNEMONIC_SETNL, bind_set},
+    {ZYDIS_MNEMONIC_SETLE, bind_set},    {ZYDIS_MNEMONIC_SETNLE, bind_set},
+    {ZYDIS_MNEMONIC_BSWAP, bind_bswap},  {ZYDIS_MNEMONIC_MOVBE, bind_movbe},
+    {ZYDIS_MNEMONIC_XLAT, bind_xlat},    {ZYDIS_MNEMONIC_CBW, bind_cbw},
+    {ZYDIS_MNEMONIC_CWDE, bind_cwde},    {ZYDIS_MNEMONIC_CDQE, bind_cdqe},
+    {ZYDIS_MNEMONIC_CWD, bind_cwd},      {ZYDIS_MNEMONIC_CDQ, bind_cdq},
+    {ZYDIS_MNEMONIC_CQO, bind_cqo},      X86_BIND_END,
 };

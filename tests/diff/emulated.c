@@ -159,6 +159,7 @@ static void user_mode(struct x86_state *s)
         if (i != X86_CS && i != X86_SS)
             s->seg[i] = (struct x86_segment) {0};
     s->seg[X86_GS].base = GS_BASE;
+    s->tr.limit = 0x67; /* too short for a port permission map: all ports are forbidden */
 }
 
 static int create_stubs(struct diff_emulated *e)

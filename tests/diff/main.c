@@ -97,7 +97,7 @@ static void print_fpu(const struct x86_fpu *real, const struct x86_fpu *ours)
     }
     for (unsigned i = 0; i < 8; i++) {
         snprintf(name, sizeof name, "st%u", i);
-        print_hex(name, real->st[i], ours->st[i], 10);
+        print_hex(name, real->st[i], ours->st[i], 16);
     }
     print_number("fcw", real->fcw, ours->fcw);
     print_number("fsw", real->fsw, ours->fsw);

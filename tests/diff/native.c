@@ -128,6 +128,13 @@ static void finish(struct diff_native *n, ucontext_t *uc)
     n->phase = IDLE;
 }
 
+/* Returning from a signal restores neither NT nor ID. */
+static void keep_flags(ucontext_t *uc)
+{
+    uint64_t flags = (uint64_t)uc->uc_mcontext.gregs[REG_EFL] & (X86_NT | X86_ID);
+    __asm__ volatile("pushfq\n\torq %0, (%%rsp)\n\tpopfq" : : "r"(flags) : "memory", "cc");
+}
+
 static void handler(int signal, siginfo_t *info, void *context)
 {
     struct diff_native *n = current;
@@ -139,8 +146,10 @@ static void handler(int signal, siginfo_t *info, void *context)
     if (signal == SIGALRM) {
         bool stuck = n->phase == RUN && n->ticked == n->runs;
         n->ticked = n->runs;
-        if (!stuck)
+        if (!stuck) {
+            keep_flags(uc);
             return;
+        }
         n->end->timeout = true;
         finish(n, uc);
     } else if (n->phase == START) {
