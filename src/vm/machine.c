@@ -404,12 +404,22 @@ void machine_press_power_button(struct machine *machine)
         machine_request_end(machine, MACHINE_END_USER);
 }
 
-enum machine_end machine_run(struct machine *machine, struct err *err)
+int machine_start(struct machine *machine, struct err *err)
 {
     struct machine_int *m = machine->internal;
+    if (m->started)
+        return 0;
     int error = vcpus_create(machine, err);
     if (!error)
         error = machine_to_reset_state(machine, err);
+    m->started = error == 0;
+    return error;
+}
+
+enum machine_end machine_run(struct machine *machine, struct err *err)
+{
+    struct machine_int *m = machine->internal;
+    int error = machine_start(machine, err);
     if (!error)
         error = vcpus_start_threads(machine, err);
     if (error)

@@ -110,8 +110,14 @@ int machine_add_device(struct machine *machine, const struct device_class *class
 struct device *machine_find_device(struct machine *machine, const char *path);
 
 /*
- * Runs until the end: creates the vCPUs, loads, starts the threads, serves the loop. Returns why it
- * ended; *err has the sentence for MACHINE_END_HOST_ERROR.
+ * Creates the vCPUs and puts everything into the reset state (boot loader included). machine_run
+ * and machine_load do it when it was not done. Loop thread.
+ */
+int machine_start(struct machine *machine, struct err *err) MUST_USE;
+/*
+ * Runs until the end, from the reset state or from what machine_load put in: starts the threads,
+ * serves the loop. Returns why it ended; *err has the sentence for MACHINE_END_HOST_ERROR. The
+ * threads are gone then, the state is still there: it can be saved. Once a machine.
  */
 enum machine_end machine_run(struct machine *machine, struct err *err);
 /* The value the guest wrote to the debug-exit port. */
@@ -139,8 +145,9 @@ void machine_pause(struct machine *machine);
 void machine_resume(struct machine *machine);
 
 /*
- * Whole-VM state (devices, vCPUs, engine, not RAM). The machine is paused. load wants a machine
- * with the same configuration; on failure the machine must be reset or destroyed.
+ * Whole-VM state (devices, vCPUs, engine, not RAM). The machine is paused, has not run yet, or has
+ * ended. load wants a machine with the same configuration, whose RAM the caller has filled after
+ * machine_start; on failure the machine must be destroyed.
  */
 struct state_writer;
 int machine_save(struct machine *machine, struct state_writer *w, struct err *err) MUST_USE;

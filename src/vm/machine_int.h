@@ -34,6 +34,7 @@ struct machine_int {
     uint32_t debug_exit_value;
     struct err host_error;
 
+    bool started; /* vCPUs exist and have a state */
     _Atomic uint64_t first_run_ns;
     uint64_t resets;
 };

@@ -150,12 +150,15 @@ static int load_section(struct machine *machine, struct state_reader *r, struct 
 
 int machine_load(struct machine *machine, const void *data, size_t size, struct err *err)
 {
+    int error = machine_start(machine, err);
+    if (error)
+        return error;
     devices_quiesce(machine);
     size_t offset = 0;
     struct state_reader r;
     int more;
     while ((more = state_next_section(data, size, &offset, &r)) > 0) {
-        int error = load_section(machine, &r, err);
+        error = load_section(machine, &r, err);
         if (error)
             return error;
     }

@@ -15,7 +15,8 @@
 #define ESR_RECEIVE_ILLEGAL  BIT(6)
 #define ESR_ILLEGAL_REGISTER BIT(7)
 
-#define LVT_LEVEL BIT(15)
+#define LVT_LEVEL     BIT(15)
+#define LVT_READ_ONLY (BIT(12) | BIT(14)) /* delivery status, remote IRR: ignored, not reserved */
 
 /* ICR, section 11.6.1 */
 #define ICR_LOW_WRITABLE 0x000ccfffu
@@ -528,7 +529,7 @@ static void write_lvt(struct x86_lapic *lapic, unsigned index, uint32_t value)
 static uint32_t register_writable(const struct x86_lapic *lapic, unsigned reg)
 {
     if (reg >= REG_LVT && reg < REG_LVT_END)
-        return lvt_writable[reg - REG_LVT];
+        return lvt_writable[reg - REG_LVT] | LVT_READ_ONLY; /* Linux writes them as ones */
     switch (reg) {
     case REG_TPR:
     case REG_SELF_IPI:
