@@ -64,6 +64,12 @@ static int open_nets(struct composition *c, struct err *err)
 
 /* The machine */
 
+static void tell_path(const char *what, const struct console *console)
+{
+    if (console && console_path(console)[0])
+        log_notice("%s is %s", what, console_path(console));
+}
+
 /* The engine is told when it is certain that something runs: a failure is one sentence only. */
 static int load(struct machine *machine, void *context, struct x86_state *bsp, struct err *err)
 {
@@ -72,8 +78,8 @@ static int load(struct machine *machine, void *context, struct x86_state *bsp, s
     if (!error && !c->announced) {
         c->announced = true;
         log_notice("%s", c->choice.why);
-        if (console_path(c->console)[0])
-            log_notice("the console is %s", console_path(c->console));
+        tell_path("the console", c->console);
+        tell_path("the virtio console", c->virtio_console);
     }
     return error;
 }
@@ -119,17 +125,27 @@ static void on_quit(void *context)
         machine_request_end(c->machine, MACHINE_END_USER);
 }
 
-static int open_console(struct composition *c, struct console_terminal *terminal, struct err *err)
+static int open_console(struct composition *c, const struct run_console *wanted,
+                        struct console_terminal *terminal, struct console **out, struct err *err)
 {
     struct console_config config = {
-        .kind = c->options->console,
-        .path = c->options->console_path,
+        .kind = wanted->kind,
+        .path = wanted->path,
         .loop = c->loop,
         .terminal = terminal,
         .quit = on_quit,
         .quit_context = c,
     };
-    return console_open(&c->console, &config, err);
+    return console_open(out, &config, err);
+}
+
+static int open_consoles(struct composition *c, struct console_terminal *terminal, struct err *err)
+{
+    const struct run_options *o = c->options;
+    int error = open_console(c, &o->console, terminal, &c->console, err);
+    if (!error && o->has_virtio_console)
+        error = open_console(c, &o->virtio_console, terminal, &c->virtio_console, err);
+    return error;
 }
 
 static int create_in_order(struct composition *c, struct console_terminal *terminal,
@@ -147,7 +163,7 @@ static int create_in_order(struct composition *c, struct console_terminal *termi
     if (!error)
         error = create_machine(c, err);
     if (!error)
-        error = open_console(c, terminal, err);
+        error = open_consoles(c, terminal, err);
     if (!error)
         error = q35_add_devices(c, err);
     return error;
@@ -171,6 +187,7 @@ void compose_destroy(struct composition *c)
             c->nets[i]->ops->close(c->nets[i]);
     for (unsigned i = 0; i < RUN_DISKS_MAX; i++)
         disk_close(c->disks[i]);
+    console_close(c->virtio_console);
     console_close(c->console);
     boot_close(c->boot);
     loop_destroy(c->loop);

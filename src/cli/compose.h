@@ -25,7 +25,8 @@ struct composition {
     struct boot_image *boot;
     struct disk *disks[RUN_DISKS_MAX];
     struct net *nets[RUN_NETS_MAX];
-    struct console *console;
+    struct console *console;        /* COM1 */
+    struct console *virtio_console; /* NULL: there is none */
     struct machine *machine;
     bool announced; /* the line about the engine was printed */
 };

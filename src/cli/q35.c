@@ -12,6 +12,7 @@
 #include "device/legacy/serial.h"
 #include "device/pci/pci.h"
 #include "device/virtio/virtio_blk.h"
+#include "device/virtio/virtio_console.h"
 #include "device/virtio/virtio_net.h"
 #include "device/virtio/virtio_pci.h"
 #include "device/virtio/virtio_rng.h"
@@ -19,6 +20,7 @@
 /* Slots of PCI bus 0. The host bridge has 0, the ISA bridge 31. */
 enum {
     SLOT_RNG = 1,
+    SLOT_CONSOLE = 2,
     SLOT_NET = 3,
     SLOT_DISK = SLOT_NET + RUN_NETS_MAX,
     SLOT_END = SLOT_DISK + RUN_DISKS_MAX,
@@ -80,6 +82,14 @@ static int add_rng(struct composition *c, struct err *err)
     return add_virtio(c, &virtio_rng_class, SLOT_RNG, &config.transport, err);
 }
 
+static int add_virtio_console(struct composition *c, struct err *err)
+{
+    struct virtio_console_config config = {.console = c->virtio_console};
+    if (!c->virtio_console)
+        return 0;
+    return add_virtio(c, &virtio_console_class, SLOT_CONSOLE, &config.transport, err);
+}
+
 static int add_nets(struct composition *c, struct err *err)
 {
     /* Locally administered; cards of different VMs meet on no wire. */
@@ -113,7 +123,7 @@ static int add_disks(struct composition *c, struct err *err)
 int q35_add_devices(struct composition *c, struct err *err)
 {
     static int (*const steps[])(struct composition * c, struct err * err) = {
-        add_serial, add_bridges, add_rng, add_nets, add_disks, add_debug_exit,
+        add_serial, add_bridges, add_rng, add_virtio_console, add_nets, add_disks, add_debug_exit,
     };
     int error = 0;
     for (size_t i = 0; i < ARRAY_COUNT(steps) && !error; i++)

@@ -271,23 +271,34 @@ static int parse_net(void *target, const char *value, struct err *err)
 
 /* Console and the end */
 
-static int parse_console(void *target, const char *value, struct err *err)
+static int parse_console_kind(struct run_console *console, const char *value, struct err *err)
 {
-    struct run_options *o = target;
     const char *path = options_value_of(value, "file");
     if (path) {
-        o->console = CONSOLE_FILE;
-        return set_string(&o->console_path, path, err);
+        console->kind = CONSOLE_FILE;
+        return set_string(&console->path, path, err);
     }
     if (strcmp(value, "stdio") == 0)
-        o->console = CONSOLE_STDIO;
+        console->kind = CONSOLE_STDIO;
     else if (strcmp(value, "pty") == 0)
-        o->console = CONSOLE_PTY;
+        console->kind = CONSOLE_PTY;
     else if (strcmp(value, "none") == 0)
-        o->console = CONSOLE_NONE;
+        console->kind = CONSOLE_NONE;
     else
         return err_set(err, EINVAL, "known are stdio, pty, file=PATH and none");
     return 0;
+}
+
+static int parse_console(void *target, const char *value, struct err *err)
+{
+    return parse_console_kind(&((struct run_options *)target)->console, value, err);
+}
+
+static int parse_virtio_console(void *target, const char *value, struct err *err)
+{
+    struct run_options *o = target;
+    o->has_virtio_console = true;
+    return parse_console_kind(&o->virtio_console, value, err);
 }
 
 static int parse_debug_exit(void *target, const char *value, struct err *err)
@@ -364,6 +375,8 @@ static const struct option table[] = {
      "where the first serial port goes: stdio (default; Ctrl-] q quits,\n"
      "Ctrl-] ? helps), pty, file=PATH or none",
      false, parse_console},
+    {"virtio-console", "KIND", "a virtio console too (/dev/hvc0), to the same kinds of places",
+     false, parse_virtio_console},
 
     {NULL, NULL, "How it ends", false, NULL},
     {"no-reboot", NULL, "a reset of the guest ends parat", false, parse_no_reboot},
@@ -385,13 +398,18 @@ int run_options_parse(struct run_options *out, char **args, bool *help, struct e
         .cpus = 1,
         .memory = 512 * MIB,
         .append = "",
-        .console = CONSOLE_STDIO,
+        .console = {.kind = CONSOLE_STDIO},
     };
     int error = options_parse(table, ARRAY_COUNT(table), args, out, help, err);
     if (error || *help)
         return error;
     if (!out->kernel)
         return err_set(err, EINVAL, "--kernel: is needed: there is nothing else to boot");
+    if (out->has_virtio_console && out->virtio_console.kind == CONSOLE_STDIO &&
+        out->console.kind == CONSOLE_STDIO)
+        return err_set(err, EINVAL,
+                       "--virtio-console stdio: --console has the terminal already; "
+                       "give that another place");
     return 0;
 }
 

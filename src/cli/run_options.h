@@ -30,6 +30,11 @@ struct run_net {
     struct net_user_config user; /* loop is set later */
 };
 
+struct run_console {
+    enum console_kind kind;
+    const char *path;
+};
+
 struct run_options {
     const char *name, *machine, *engine, *cpu;
     unsigned cpus;
@@ -41,8 +46,9 @@ struct run_options {
     unsigned disk_count;
     struct run_net nets[RUN_NETS_MAX];
     unsigned net_count;
-    enum console_kind console;
-    const char *console_path;
+    struct run_console console;
+    bool has_virtio_console;
+    struct run_console virtio_console;
     bool has_debug_exit;
     uint16_t debug_exit_port;
     bool reset_on_triple_fault, no_reboot, verbose;

@@ -30,7 +30,7 @@ static void test_defaults(void **state)
     assert_string_equal(o.append, "");
     assert_int_equal(o.cpus, 1);
     assert_int_equal(o.memory, 512u << 20);
-    assert_int_equal(o.console, CONSOLE_STDIO);
+    assert_int_equal(o.console.kind, CONSOLE_STDIO);
     assert_false(o.has_debug_exit || o.no_reboot || o.reset_on_triple_fault);
     run_options_free(&o);
 }
@@ -48,8 +48,8 @@ static void test_both_spellings_and_repeats(void **state)
     assert_string_equal(o.append, "x=y z");
     assert_true(o.no_reboot && o.reset_on_triple_fault && o.has_debug_exit);
     assert_int_equal(o.debug_exit_port, 0xf4);
-    assert_int_equal(o.console, CONSOLE_FILE);
-    assert_string_equal(o.console_path, "/tmp/a=b");
+    assert_int_equal(o.console.kind, CONSOLE_FILE);
+    assert_string_equal(o.console.path, "/tmp/a=b");
     assert_string_equal(o.name, "vm-1");
     run_options_free(&o);
 }
@@ -143,6 +143,7 @@ static void test_bad_values_are_told_by_name(void **state)
         {"--net", "user,mac=52:54:00:12:34:+6"},
         {"--net", "none,hostfwd=tcp::1-:1"},
         {"--console", "tty"},
+        {"--virtio-console", "hvc0"},
         {"--console", "file="},
         {"--on-triple-fault", "die"},
         {"--debug-exit", "0x10000"},
@@ -176,6 +177,7 @@ static void assert_refused(char **args, const char *words)
 
 static void test_bad_use_is_told_by_name(void **state)
 {
+    assert_refused(ARGS("--virtio-console", "stdio"), "--virtio-console stdio: ");
     assert_refused(ARGS("stray"), "stray");
     assert_refused(ARGS("-x"), "-x");
     assert_refused(ARGS("--"), "--");
