@@ -8,8 +8,16 @@
 #include <string.h>
 
 #include "cli/compose.h"
+#include "device/legacy/acpi_pm.h"
 #include "device/legacy/debug_exit.h"
+#include "device/legacy/fw_cfg.h"
+#include "device/legacy/i8042.h"
+#include "device/legacy/ioapic.h"
+#include "device/legacy/pic.h"
+#include "device/legacy/pit.h"
+#include "device/legacy/rtc.h"
 #include "device/legacy/serial.h"
+#include "device/legacy/system_port.h"
 #include "device/pci/pci.h"
 #include "device/virtio/virtio_blk.h"
 #include "device/virtio/virtio_console.h"
@@ -31,6 +39,28 @@ static int add(struct composition *c, const struct device_class *class, const ch
                const void *config, struct err *err)
 {
     return machine_add_device(c->machine, class, path, config, NULL, err);
+}
+
+/* Chips first: the others' lines end there. */
+static int add_chips(struct composition *c, struct err *err)
+{
+    static const struct {
+        const struct device_class *class;
+        const char *path;
+    } chips[] = {
+        {&ioapic_class, "legacy/ioapic"},
+        {&pic_class, "legacy/pic"},
+        {&pit_class, "legacy/pit"},
+        {&rtc_class, "legacy/rtc"},
+        {&system_port_class, "legacy/system-port"},
+        {&i8042_class, "legacy/i8042"},
+        {&acpi_pm_class, "legacy/acpi-pm"},
+        {&fw_cfg_class, "legacy/fw-cfg"},
+    };
+    int error = 0;
+    for (size_t i = 0; i < ARRAY_COUNT(chips) && !error; i++)
+        error = add(c, chips[i].class, chips[i].path, NULL, err);
+    return error;
 }
 
 static int add_serial(struct composition *c, struct err *err)
@@ -123,7 +153,8 @@ static int add_disks(struct composition *c, struct err *err)
 int q35_add_devices(struct composition *c, struct err *err)
 {
     static int (*const steps[])(struct composition * c, struct err * err) = {
-        add_serial, add_bridges, add_rng, add_virtio_console, add_nets, add_disks, add_debug_exit,
+        add_chips,          add_serial, add_bridges, add_rng,
+        add_virtio_console, add_nets,   add_disks,   add_debug_exit,
     };
     int error = 0;
     for (size_t i = 0; i < ARRAY_COUNT(steps) && !error; i++)
