@@ -84,6 +84,13 @@ void irq_lines_add_sink(struct irq_lines *lines, struct irq_sink *sink)
     pthread_mutex_unlock(&lines->lock);
 }
 
+void irq_lines_remove_sink(struct irq_lines *lines, struct irq_sink *sink)
+{
+    pthread_mutex_lock(&lines->lock);
+    list_remove(&sink->link);
+    pthread_mutex_unlock(&lines->lock);
+}
+
 void irq_lines_add_eoi_notifier(struct irq_lines *lines, struct irq_eoi_notifier *notifier)
 {
     list_push_back(&lines->eoi_notifiers, &notifier->link);

@@ -40,6 +40,7 @@ struct irq_sink {
     struct list link;
 };
 void irq_lines_add_sink(struct irq_lines *lines, struct irq_sink *sink);
+void irq_lines_remove_sink(struct irq_lines *lines, struct irq_sink *sink);
 
 struct irq_eoi_notifier {
     void (*eoi)(struct irq_eoi_notifier *notifier, unsigned line);

@@ -21,8 +21,8 @@ struct loop;
 struct net;
 
 /*
- * The card calls these with its device's lock held, so none of them calls back into net_client: what
- * there is to tell comes later, from the loop.
+ * The card calls these with its device's lock held, so none of them calls back into net_client:
+ * what there is to tell comes later, from the loop.
  */
 struct net_ops {
     /*
@@ -30,14 +30,15 @@ struct net_ops {
      * called when it may; other errors: the frame is lost. Any thread, one at a time.
      */
     int (*send)(struct net *net, const struct iovec *iov, unsigned count);
-    /* Stops or restarts calls of receive() (the guest has no buffers). Any thread. */
+    /* Stops or restarts calls of receive(); false also asks again for a frame that was refused. A
+     * backend starts paused. Any thread. */
     void (*pause_receive)(struct net *net, bool paused);
     void (*close)(struct net *net);
 };
 
 /*
- * What the card gives; set when the card is created (before the loop runs), and cleared to NULL when
- * it is destroyed. Called on the loop thread with no lock held.
+ * What the card gives; set when the card is created (before the loop runs), and cleared to NULL
+ * when it is destroyed. Called on the loop thread with no lock held.
  */
 struct net_client {
     /* A frame for the guest; false: no room now, keep it and wait for pause_receive(false),

@@ -185,7 +185,7 @@ static enum delivery deliver(struct virtio_net *n, const uint8_t *frame, size_t 
     return DELIVERED;
 }
 
-/* Loop thread. Frames for a guest without a driver are lost, as on a wire. */
+/* Loop thread. Without a driver the backend is paused; a frame that comes all the same is lost. */
 static bool receive(void *context, const uint8_t *frame, size_t length)
 {
     struct virtio_net *n = context;
@@ -202,7 +202,7 @@ static bool receive(void *context, const uint8_t *frame, size_t length)
     return result != NO_BUFFERS;
 }
 
-/* There are buffers again, or nobody to wait for. */
+/* There are buffers again. */
 static void ask_for_frames(struct virtio_net *n)
 {
     if (n->receive_waiting)
@@ -268,12 +268,19 @@ static bool net_notify(struct virtio_device *virtio, struct virtqueue *queue)
     }
 }
 
+static void net_start(struct virtio_device *virtio)
+{
+    struct virtio_net *n = net_of(virtio);
+    n->net->ops->pause_receive(n->net, false);
+}
+
+/* Until a driver starts again, frames wait in the backend as far as it has room. */
 static void net_reset(struct virtio_device *virtio)
 {
     struct virtio_net *n = net_of(virtio);
     memcpy(virtio->config + CONFIG_MAC, n->default_mac, VIRTIO_NET_MAC_SIZE);
-    n->send_waiting = false;
-    ask_for_frames(n);
+    n->send_waiting = n->receive_waiting = false;
+    n->net->ops->pause_receive(n->net, true);
 }
 
 static void net_save(struct virtio_device *virtio, struct state_writer *w)
@@ -284,12 +291,15 @@ static void net_save(struct virtio_device *virtio, struct state_writer *w)
 static int net_load(struct virtio_device *virtio, struct state_reader *r, struct err *err)
 {
     state_get(r, "mac", virtio->config + CONFIG_MAC, VIRTIO_NET_MAC_SIZE);
+    if (virtio_is_live(virtio))
+        net_start(virtio);
     return 0;
 }
 
 static const struct virtio_ops net_ops = {
     .id = VIRTIO_ID_NET,
     .notify = net_notify,
+    .start = net_start,
     .reset = net_reset,
     .save = net_save,
     .load = net_load,
