@@ -302,6 +302,7 @@ static void begin(struct x86_cpu *cpu, const struct x86_event *event)
     cpu->s.shadow_is_mov_ss = false;
     cpu->halted = false;
     cpu->debug_hits = 0;
+    cpu->debug_step = false;
     cpu->end_block = true;
     if (cpu->s.mp_state == X86_MP_HALTED)
         cpu->s.mp_state = X86_MP_RUNNABLE;
