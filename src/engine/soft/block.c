@@ -174,22 +174,36 @@ static void decode_bytes(const struct x86_cpu *cpu, struct block *block, const u
     block->bytes = (uint16_t)used;
 }
 
+/* Other vCPUs and devices may be writing these bytes: each word is read once, whole. */
+static void copy_code(uint8_t *to, const uint8_t *from, unsigned length)
+{
+    unsigned i = 0;
+    for (; i < length && ((uintptr_t)(from + i) & 7); i++)
+        to[i] = __atomic_load_n(from + i, __ATOMIC_RELAXED);
+    for (; i + 8 <= length; i += 8)
+        store_le64(to + i,
+                   __atomic_load_n((const uint64_t *)(const void *)(from + i), __ATOMIC_RELAXED));
+    for (; i < length; i++)
+        to[i] = __atomic_load_n(from + i, __ATOMIC_RELAXED);
+}
+
 /*
  * The order matters: first a copy to learn the length, then the mark, then a look whether the bytes
  * are still those (a store that comes later is told to us by the mark).
  */
 static bool decode_inside(struct engine_vcpu *vcpu, struct block *block, const uint8_t *page)
 {
-    uint8_t copy[WINDOW];
+    uint8_t copy[WINDOW], again[WINDOW];
     unsigned offset = (unsigned)(block->address & ~PAGE_MASK);
     unsigned available = (unsigned)MIN(WINDOW, PAGE_SIZE - offset);
 
     for (unsigned attempt = 0; attempt < 4; attempt++) {
-        memcpy(copy, page + offset, available);
+        copy_code(copy, page + offset, available);
         decode_bytes(&vcpu->cpu, block, copy, available);
         if (block->count == 0 || !soft_memory_mark_code(vcpu, block->address, block->bytes, page))
             return false;
-        if (memcmp(copy, page + offset, block->bytes) == 0)
+        copy_code(again, page + offset, block->bytes);
+        if (memcmp(copy, again, block->bytes) == 0)
             return true;
     }
     return false;

@@ -218,19 +218,6 @@ static void look_at_lint0(struct engine_vcpu *vcpu)
     vcpu->lint0_seen = level;
 }
 
-bool soft_has_wake_event(struct engine_vcpu *vcpu)
-{
-    const struct x86_state *s = &vcpu->cpu.s;
-
-    if (atomic_load(&vcpu->lapic.signals) & (X86_LAPIC_INIT | X86_LAPIC_SIPI))
-        return true;
-    if (s->mp_state != X86_MP_HALTED)
-        return false;
-    return (nmi_is_pending(vcpu) && !s->nmi_blocked) ||
-           ((s->rflags & X86_IF) &&
-            (extint_is_pending(vcpu) || x86_lapic_pending(&vcpu->lapic) >= 0));
-}
-
 static bool inject(struct engine_vcpu *vcpu, enum x86_event_kind kind, uint8_t vector)
 {
     struct x86_event event = {.kind = kind, .vector = vector};
@@ -277,7 +264,7 @@ bool soft_take_events(struct engine_vcpu *vcpu)
         cpu->s.pending.kind = X86_EVENT_NONE;
         return x86_deliver(cpu, &event) == X86_OK;
     }
-    bool blocked = cpu->s.interrupt_shadow;
+    bool blocked = cpu->s.interrupt_shadow && !cpu->halted;
     if (nmi_is_pending(vcpu) && !cpu->s.nmi_blocked) {
         if (!blocked) {
             atomic_fetch_and(&vcpu->lapic.signals, ~X86_LAPIC_NMI);

@@ -139,8 +139,6 @@ void soft_set_extint(struct engine_vm *vm, bool level);
 void soft_inject_nmi(struct engine_vcpu *vcpu);
 /* Takes the highest-priority event that is deliverable now. False: triple fault. */
 bool soft_take_events(struct engine_vcpu *vcpu);
-/* Would soft_take_events do something for a halted CPU? */
-bool soft_has_wake_event(struct engine_vcpu *vcpu);
 /* Sleeps until attention or the next timer event. */
 void soft_wait(struct engine_vcpu *vcpu);
 
