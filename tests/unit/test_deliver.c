@@ -437,6 +437,25 @@ static void test_iret_checks(void **state)
     assert_int_equal(r->cpu.code_size, 4); /* compatibility mode */
 }
 
+static void test_iret_cannot_gain_privilege(void **state)
+{
+    struct rig *r = *state;
+
+    rig_long(r, 3);
+    PUT_CODE(r, RIG_CODE, 0x48, 0xcf);
+    put64(r, RIG_STACK, HANDLER);
+    put64(r, RIG_STACK + 8, SEL_CODE64);
+    put64(r, RIG_STACK + 16, X86_FIXED | X86_IF | X86_IOPL);
+    put64(r, RIG_STACK + 24, RIG_STACK);
+    put64(r, RIG_STACK + 32, SEL_DATA0);
+    assert_int_equal(rig_step(r), X86_GP);
+    assert_int_equal(r->cpu.fault.error, SEL_CODE64);
+    put64(r, RIG_STACK + 8, SEL_CODE64_3); /* nor IOPL and IF */
+    put64(r, RIG_STACK + 32, SEL_DATA3);
+    assert_int_equal(rig_step(r), -1);
+    assert_int_equal(r->cpu.s.rflags, X86_FIXED);
+}
+
 /* --- virtual-8086 mode --- */
 
 static void test_v86(void **state)
@@ -528,6 +547,7 @@ int main(void)
         RIG_TEST(test_long_ist),
         RIG_TEST(test_long_gate_checks),
         RIG_TEST(test_iret_checks),
+        RIG_TEST(test_iret_cannot_gain_privilege),
         RIG_TEST(test_v86),
         RIG_TEST(test_interrupt_ends_halt),
     };

@@ -199,6 +199,12 @@ static void test_large_pages(void **state)
     put32(r, 0x234568, 0x600df00d);
     put64(r, RIG_PML4 + 0x1000 + 8, 0x83); /* 1 GiB page at 1 GiB, frame 0 */
     put64(r, RIG_PML4 + 0x2000 + 16, 0x200083);
+    put64(r, RIG_PML4 + 0x2000 + 24, 0x200083 | BIT(13)); /* reserved there */
+    put64(r, RIG_PML4 + 0x1000 + 16, 0x83 | BIT(29));
+    assert_int_equal(RIG_TRY(r, x86_load(&r->cpu, 0x600000, 4)), X86_PF_FAULT);
+    assert_int_equal(r->cpu.fault.error, 9);
+    assert_int_equal(RIG_TRY(r, x86_load(&r->cpu, 0x80000000, 4)), X86_PF_FAULT);
+    assert_int_equal(r->cpu.fault.error, 9);
     assert_int_equal(x86_load(&r->cpu, 0x40234568, 4), 0x600df00d);
     assert_int_equal(x86_load(&r->cpu, 0x434568, 4), 0x600df00d);
 }
@@ -347,6 +353,24 @@ static void test_invpcid(void **state)
     assert_int_equal(invpcid(r, 4, 0, LA), X86_GP);
     assert_int_equal(invpcid(r, 0, 0x1000, LA), X86_GP);
     assert_int_equal(invpcid(r, 0, 0, BIT(50)), X86_GP);
+}
+
+/* A slot that a global entry took over from another one stays through a flush of the others. */
+static void test_slot_turned_global(void **state)
+{
+    struct rig *r = *state;
+    uint64_t other = LA + X86_TLB_SIZE * PAGE_SIZE; /* the same slot, in the next large page */
+
+    map_target(r, X86_PTE_G);
+    put64(r, TABLES + (other >> 21 & 511) * 8, 0x000087);
+    x86_tlb_flush(&r->cpu, false);
+    x86_load(&r->cpu, other, 4);
+    assert_int_equal(x86_load(&r->cpu, LA, 4), 2);
+    put64(r, TABLES + 0x1000 + (LA >> 12 & 511) * 8, TARGET | 7);
+    x86_tlb_flush(&r->cpu, true);
+    assert_int_equal(x86_load(&r->cpu, LA, 4), 2);
+    x86_tlb_flush(&r->cpu, false);
+    assert_int_equal(x86_load(&r->cpu, LA, 4), 1);
 }
 
 static void test_flush_after_many_fills(void **state)
@@ -499,6 +523,7 @@ int main(void)
         RIG_TEST(test_flush_rules),
         RIG_TEST(test_invlpg_of_large_page),
         RIG_TEST(test_invpcid),
+        RIG_TEST(test_slot_turned_global),
         RIG_TEST(test_flush_after_many_fills),
         RIG_TEST(test_crossing_store_is_whole_or_not),
         RIG_TEST(test_mmio),

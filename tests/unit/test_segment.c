@@ -57,7 +57,8 @@ static void test_stack_loads(void **state)
     assert_true(r->cpu.s.interrupt_shadow);
     assert_true(r->cpu.s.shadow_is_mov_ss);
     check_fault(r, load(r, X86_SS, 0), X86_GP, 0);
-    check_fault(r, load(r, X86_SS, SEL_DATA3), X86_GP, SEL_DATA3 & ~3u);
+    check_fault(r, load(r, X86_SS, SEL_DATA3), X86_GP, SEL_DATA3 & ~3u);       /* RPL */
+    check_fault(r, load(r, X86_SS, SEL_DATA3 & ~3u), X86_GP, SEL_DATA3 & ~3u); /* DPL */
     check_fault(r, load(r, X86_SS, SEL_DATA0 | 1), X86_GP, SEL_DATA0);
     check_fault(r, load(r, X86_SS, SEL_CODE0), X86_GP, SEL_CODE0);
     put_descriptor(r, SEL_FREE, descriptor(0, 0xfffff, 0xc090)); /* read-only */
@@ -242,6 +243,8 @@ static void test_call_gate_checks(void **state)
     check_fault(r, far_pointer(r, JMP_FAR, SEL_FREE | 3, 0), X86_GP, SEL_CODE0);
     put16(r, RIG_TSS + 8, 0);
     check_fault(r, far_pointer(r, CALL_FAR, SEL_FREE | 3, 0), X86_TS, 0);
+    put16(r, RIG_TSS + 8, SEL_DATA3 & ~3u); /* RPL 0, but DPL 3 */
+    check_fault(r, far_pointer(r, CALL_FAR, SEL_FREE | 3, 0), X86_TS, SEL_DATA3 & ~3u);
     assert_int_equal(r->cpu.cpl, 3);
     assert_int_equal(r->cpu.s.gpr[X86_RSP], RIG_STACK);
 }
