@@ -35,8 +35,8 @@ asm(".set TLOW, 0x9000\n"
     "  push $0x0500\n push $0x0800\n"
     "  push $0x20002\n push $TLOW >> 4\n push $t_v86 - tasks_start\n"
     "  iret\n"
-    "t_gp_handler:\n" /* error, EIP, CS, EFLAGS, ESP, SS, ES, DS, FS, GS */
-    "  mov %eax, 0x7034\n"
+    "t_gp_handler:\n"          /* error, EIP, CS, EFLAGS, ESP, SS, ES, DS, FS, GS */
+    "  mov %eax, %ss:0x7034\n" /* DS is null here */
     "  mov $0x10, %eax\n"
     "  mov %eax, %ds\n mov %eax, %es\n"
     "  movl $13, 0x701c\n"
