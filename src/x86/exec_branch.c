@@ -14,17 +14,18 @@ ALWAYS_INLINE bool is_canonical(uint64_t a)
     return (uint64_t)((int64_t)(a << 16) >> 16) == a;
 }
 
-ALWAYS_INLINE void check_target(struct x86_cpu *cpu, unsigned size, uint64_t target)
+ALWAYS_INLINE bool target_allowed(const struct x86_cpu *cpu, unsigned size, uint64_t target)
 {
-    if (size == 8 ? unlikely(!is_canonical(target))
-                  : unlikely(cpu->code_size != 8 && target > cpu->s.seg[X86_CS].limit))
-        x86_raise_error(cpu, X86_GP, 0);
+    if (size == 8)
+        return is_canonical(target);
+    return cpu->code_size == 8 || target <= cpu->s.seg[X86_CS].limit;
 }
 
 ALWAYS_INLINE uint64_t target_of(struct x86_cpu *cpu, unsigned size, uint64_t target)
 {
     target &= size_mask(size);
-    check_target(cpu, size, target);
+    if (unlikely(!target_allowed(cpu, size, target)))
+        x86_raise_error(cpu, X86_GP, 0);
     return target;
 }
 
@@ -128,10 +129,14 @@ static bool bind_jcxz(const struct x86_decode *d, struct x86_insn *out)
 
 /* --- JMP, CALL, RET --- */
 
-/* A call's target is checked before the return address is pushed. */
+/* A fault of the push comes before one of the target, and neither leaves anything behind. */
 ALWAYS_INLINE void do_call(struct x86_cpu *cpu, unsigned size, uint64_t target)
 {
-    target = target_of(cpu, size, target);
+    target &= size_mask(size);
+    if (unlikely(!target_allowed(cpu, size, target))) {
+        stack_probe(cpu, size, -(uint64_t)size);
+        x86_raise_error(cpu, X86_GP, 0);
+    }
     stack_push(cpu, size, cpu->next_rip);
     cpu->next_rip = target;
 }

@@ -117,13 +117,8 @@ static bool bind_pop(const struct x86_decode *d, struct x86_insn *out)
 
 ALWAYS_INLINE void run_pusha(struct x86_cpu *cpu, unsigned size)
 {
-    /* The lowest slot first, then the highest: after both nothing in between can fault (the whole
-     * is 32 bytes at most, and a wrap at the stack's width is checked slot by slot). */
-    for (unsigned i = 0; i < 8; i++) {
-        uint64_t delta = -(uint64_t)size * (i + 1);
-        x86_probe_write(cpu, x86_linear(cpu, X86_SS, stack_offset(cpu, delta), size, X86_WRITE),
-                        size);
-    }
+    for (unsigned i = 0; i < 8; i++)
+        stack_probe(cpu, size, -(uint64_t)size * (i + 1));
     for (unsigned i = 0; i < 8; i++)
         stack_poke(cpu, size, -(uint64_t)size * (i + 1), cpu->s.gpr[i]);
     stack_move(cpu, -(uint64_t)size * 8);
@@ -272,7 +267,7 @@ ALWAYS_INLINE void run_enter(struct x86_cpu *cpu, const struct x86_insn *insn, u
         depth = enter_display(cpu, size, level, frame);
     depth += (uint16_t)insn->imm;
     /* The new top must be writable, as if something were pushed there. */
-    x86_probe_write(cpu, x86_linear(cpu, X86_SS, stack_offset(cpu, -depth), size, X86_WRITE), size);
+    stack_probe(cpu, size, -depth);
     gpr_write(cpu, X86_RBP, size, frame);
     stack_move(cpu, -depth);
 }

@@ -37,6 +37,13 @@ ALWAYS_INLINE void stack_poke(struct x86_cpu *cpu, unsigned size, uint64_t delta
     x86_store(cpu, x86_linear(cpu, X86_SS, stack_offset(cpu, delta), size, X86_WRITE), size, value);
 }
 
+/* Raises what a store there would. */
+ALWAYS_INLINE void stack_probe(struct x86_cpu *cpu, unsigned size, uint64_t delta)
+{
+    uint64_t offset = stack_offset(cpu, delta);
+    x86_probe_write(cpu, x86_linear(cpu, X86_SS, offset, size, X86_WRITE), size);
+}
+
 ALWAYS_INLINE void stack_push(struct x86_cpu *cpu, unsigned size, uint64_t value)
 {
     stack_poke(cpu, size, -(uint64_t)size, value);

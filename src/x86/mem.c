@@ -41,10 +41,12 @@ static bool access_is_stack(struct x86_cpu *cpu, uint64_t la)
         return from_rsp < 128;
     if (insn.flags & X86_INSN_MEM) {
         uint64_t from_operand = la - (cpu->seg_base[insn.seg] + x86_ea(cpu, &insn));
+        if (insn.seg == X86_SS)
+            return true;
         if (from_operand <= PAGE_SIZE)
-            return insn.seg == X86_SS;
+            return false;
     }
-    return from_rsp < 128;
+    return from_rsp < 128 || la - cpu->s.gpr[X86_RBP] + 512 < 1024; /* ENTER, LEAVE */
 }
 
 static void set_fault(struct x86_event *fault, enum x86_vector vector, uint32_t error)
@@ -250,6 +252,17 @@ static void check_alignment(struct x86_cpu *cpu, uint64_t la, unsigned size, enu
         x86_raise_error(cpu, X86_AC_FAULT, 0);
 }
 
+/*
+ * What #AC asks of a longer operand (SDM vol. 3 table 6-7, AMD's for vectors: 16 bytes at most): 8
+ * of an 80-bit one, 4 of an x87 environment.
+ */
+static unsigned alignment_of(unsigned length)
+{
+    if (length == 10)
+        return 8;
+    return MIN(length & -length, 16u);
+}
+
 uint64_t x86_load_slow(struct x86_cpu *cpu, uint64_t la, unsigned size, enum x86_mmu mmu)
 {
     uint64_t value = 0;
@@ -272,6 +285,7 @@ void x86_store_slow(struct x86_cpu *cpu, uint64_t la, unsigned size, uint64_t va
 
 void x86_load_bytes(struct x86_cpu *cpu, uint64_t la, void *to, unsigned length)
 {
+    check_alignment(cpu, la, alignment_of(length), (enum x86_mmu)cpu->mmu);
     load(cpu, la, to, length, (enum x86_mmu)cpu->mmu);
     if (cpu->debug_active)
         x86_debug_access(cpu, la, length, false);
@@ -279,6 +293,7 @@ void x86_load_bytes(struct x86_cpu *cpu, uint64_t la, void *to, unsigned length)
 
 void x86_store_bytes(struct x86_cpu *cpu, uint64_t la, const void *from, unsigned length)
 {
+    check_alignment(cpu, la, alignment_of(length), (enum x86_mmu)cpu->mmu);
     store(cpu, la, from, length, (enum x86_mmu)cpu->mmu);
     if (cpu->debug_active)
         x86_debug_access(cpu, la, length, true);
@@ -288,6 +303,7 @@ void x86_probe_write(struct x86_cpu *cpu, uint64_t la, unsigned length)
 {
     struct ref ref;
 
+    check_alignment(cpu, la, alignment_of(length), (enum x86_mmu)cpu->mmu);
     resolve(cpu, la, X86_WRITE, (enum x86_mmu)cpu->mmu, &ref);
     if (first_length(la, length) < length)
         resolve(cpu, second_page(cpu, la), X86_WRITE, (enum x86_mmu)cpu->mmu, &ref);

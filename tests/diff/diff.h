@@ -28,9 +28,10 @@
 #define DATA_TAIL  4096
 #define STACK_BASE 0x10100000ull /* 2 pages read-write */
 #define STACK_SIZE (2 * 4096)
-#define CODE_BASE  0x20000000ull /* 2 pages, executable and readable; filled up with INT3 */
-#define CODE_SIZE  (2 * 4096)
-#define GS_BASE    0x3000ull /* the segment base that GS overrides add */
+#define CODE_BASE  0x20000000ull /* 4 pages, executable and readable; filled up with INT3 */
+#define CODE_SIZE  (4 * 4096)
+#define CODE_LAND  (CODE_BASE + 3 * 4096) /* INT3s where an indirect branch may go */
+#define GS_BASE    0x3000ull              /* the segment base that GS overrides add */
 
 /* All memory that is compared, in the order of its addresses. */
 #define MEMORY_SIZE (DATA_RW + DATA_RO + DATA_TAIL + STACK_SIZE)
@@ -73,9 +74,12 @@ struct diff_template {
 
 #define DIFF_TEMPLATES_MAX 24
 
+enum diff_group { DIFF_INTEGER, DIFF_VECTOR, DIFF_X87 };
+
 struct diff_form {
     char name[80]; /* "lock add m32, r32" */
     ZydisMnemonic mnemonic;
+    enum diff_group group;
     unsigned template_count;
     struct diff_template template[DIFF_TEMPLATES_MAX];
 };
@@ -125,7 +129,7 @@ uint64_t diff_random_value(struct diff_random *r); /* often a special one */
 
 /* --- sequences (generate.c) --- */
 
-#define DIFF_INSNS_MAX 160
+#define DIFF_INSNS_MAX 400
 
 struct diff_sequence {
     struct diff_input input;

@@ -32,6 +32,7 @@ struct diff_emulated {
     struct x86_decoder *decoder;
     struct x86_stubs *stubs;
     struct x86_stub_memory stub_memory;
+    struct x86_segment seg[6]; /* as every run starts */
     _Alignas(4096) uint8_t ram[RAM_PAGES * 4096];
 };
 
@@ -159,7 +160,9 @@ static void user_mode(struct x86_state *s)
         if (i != X86_CS && i != X86_SS)
             s->seg[i] = (struct x86_segment) {0};
     s->seg[X86_GS].base = GS_BASE;
-    s->tr.limit = 0x67; /* too short for a port permission map: all ports are forbidden */
+    s->gdtr.limit = s->idtr.limit = 0;
+    s->ldtr = (struct x86_segment) {0};
+    s->tr.limit = 0x40; /* too short for a port permission map: all ports are forbidden */
 }
 
 static int create_stubs(struct diff_emulated *e)
@@ -207,6 +210,7 @@ int diff_emulated_create(struct diff_emulated **out)
     x86_cpu_get_state(&e->cpu, &state);
     user_mode(&state);
     x86_cpu_set_state(&e->cpu, &state);
+    memcpy(e->seg, state.seg, sizeof e->seg);
     *out = e;
     return 0;
 }
@@ -237,6 +241,7 @@ static void load(struct diff_emulated *e, const struct diff_input *input)
     memcpy(e->ram + GPA_MEMORY, input->memory, MEMORY_SIZE);
     memcpy(e->ram + GPA_CODE, input->code, CODE_SIZE);
     memcpy(cpu->s.gpr, input->state.gpr, sizeof cpu->s.gpr);
+    memcpy(cpu->s.seg, e->seg, sizeof cpu->s.seg);
     cpu->s.rip = input->state.rip;
     cpu->s.rflags = input->state.rflags;
     cpu->s.fpu = input->state.fpu;

@@ -151,7 +151,24 @@ static bool has_handler(const struct diff_forms *forms, const uint8_t *bytes)
            insn.run != undefined.run;
 }
 
-static int add_form(struct diff_forms *forms, const char *name, ZydisMnemonic mnemonic)
+static enum diff_group group_of(const struct diff_insn *insn)
+{
+    if (insn->z.meta.isa_ext == ZYDIS_ISA_EXT_X87)
+        return DIFF_X87;
+    for (unsigned i = 0; i < insn->z.operand_count; i++)
+        if (insn->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER)
+            switch (ZydisRegisterGetClass(insn->op[i].reg.value)) {
+            case ZYDIS_REGCLASS_MMX:
+            case ZYDIS_REGCLASS_XMM:
+            case ZYDIS_REGCLASS_YMM:
+                return DIFF_VECTOR;
+            default:
+                break;
+            }
+    return DIFF_INTEGER;
+}
+
+static int add_form(struct diff_forms *forms, const char *name, const struct diff_insn *insn)
 {
     if (forms->count == forms->capacity) {
         unsigned capacity = forms->capacity ? forms->capacity * 2 : 512;
@@ -166,7 +183,8 @@ static int add_form(struct diff_forms *forms, const char *name, ZydisMnemonic mn
     struct diff_form *f = &forms->form[forms->count];
     memset(f, 0, sizeof *f);
     snprintf(f->name, sizeof f->name, "%s", name);
-    f->mnemonic = mnemonic;
+    f->mnemonic = insn->z.mnemonic;
+    f->group = group_of(insn);
     *slot_of(forms, name) = ++forms->count;
     return 0;
 }
@@ -203,7 +221,7 @@ static int try_template(struct diff_forms *forms, struct diff_template *t)
     form_name(&insn, name, sizeof name);
     unsigned *slot = slot_of(forms, name);
     if (!*slot)
-        error = add_form(forms, name, insn.z.mnemonic);
+        error = add_form(forms, name, &insn);
     if (!error)
         add_template(&forms->form[*slot_of(forms, name) - 1], t);
     return error;
@@ -228,6 +246,17 @@ static int try_modrm(struct diff_forms *forms, struct diff_template *t)
     return error;
 }
 
+/* Bytes that are no opcodes: prefixes and escapes. */
+static bool is_opcode(unsigned map, unsigned byte)
+{
+    static const uint8_t others[] = {0x0f, 0x26, 0x2e, 0x36, 0x3e, 0x62, 0x64, 0x65,
+                                     0x66, 0x67, 0xc4, 0xc5, 0xf0, 0xf2, 0xf3};
+
+    if (map == 1)
+        return byte != 0x38 && byte != 0x3a;
+    return map > 1 || ((byte & 0xf0) != 0x40 && !memchr(others, (int)byte, sizeof others));
+}
+
 static int enumerate_legacy(struct diff_forms *forms)
 {
     static const uint8_t prefixes[][3] = {{0},          {0x66},       {0xf2}, {0xf3},
@@ -238,6 +267,8 @@ static int enumerate_legacy(struct diff_forms *forms)
         for (unsigned opcode = 0; opcode < 256 && !error; opcode++)
             for (unsigned p = 0; p < 2 * ARRAY_COUNT(prefixes) && !error; p++) {
                 struct diff_template t = {.map = (uint8_t)map, .opcode = (uint8_t)opcode};
+                if (!is_opcode(map, opcode))
+                    break;
                 memcpy(t.prefix, prefixes[p / 2], sizeof t.prefix);
                 t.w = p & 1;
                 error = try_modrm(forms, &t);

@@ -9,8 +9,8 @@
 
 #include "diff.h"
 
-#define TARGET_INSNS 64
-#define CODE_LIMIT   3600
+#define TARGET_INSNS 100
+#define CODE_LIMIT   8000
 
 /* splitmix64 */
 uint64_t diff_random(struct diff_random *r)
@@ -45,7 +45,7 @@ uint64_t diff_address(struct diff_random *r, unsigned size)
 
     if (!align || align > 32)
         align = 8;
-    switch (diff_below(r, 250)) {
+    switch (diff_below(r, 400)) {
     case 0: /* at or over the edge to the read-only page */
         return DATA_BASE + DATA_RW - diff_below(r, 40);
     case 1: /* out of it, into nothing */
@@ -63,7 +63,11 @@ uint64_t diff_address(struct diff_random *r, unsigned size)
     case 9:
     case 10:
     case 11:
-    case 12: /* anywhere, any alignment */
+    case 12:
+    case 13:
+    case 14:
+    case 15:
+    case 16: /* anywhere, any alignment */
         return DATA_BASE + 256 + diff_below(r, DATA_RW - 1024);
     default:
         a = DATA_BASE + 256 + diff_below(r, DATA_RW - 1024);
@@ -262,17 +266,31 @@ static void aim(struct diff_writer *w, struct encoding *e, const struct diff_ins
     }
 }
 
-/* Branches go forward: to the next instruction mostly, else somewhere into the INT3s. */
+/* Branches go to the next instruction here; aim_forward changes some. */
 static void aim_branch(struct diff_writer *w, struct encoding *e, const struct diff_insn *i)
 {
-    unsigned size = i->z.raw.imm[0].size / 8;
-    uint64_t value = 0;
+    memset(e->bytes + i->z.raw.imm[0].offset, 0, i->z.raw.imm[0].size / 8);
+}
 
-    if (diff_chance(w->r, 20))
-        value = diff_below(w->r, size == 1 ? 100 : 5000);
-    if (size == 4 && diff_chance(w->r, 3))
-        value = 0x1000000 + diff_below(w->r, 0x1000000);
-    memcpy(e->bytes + i->z.raw.imm[0].offset, &value, size);
+/* Has some branches skip a few instructions, or leave for the INT3s or for nowhere. */
+static void aim_forward(struct diff_sequence *s, const struct diff_forms *forms,
+                        struct diff_random *r)
+{
+    struct diff_insn i;
+
+    for (unsigned n = 0; n < s->count; n++) {
+        uint8_t *code = s->input.code + s->offset[n];
+        unsigned next = s->offset[n + 1];
+        if (!diff_chance(r, 12) || !diff_decode(forms, code, next - s->offset[n], &i) ||
+            !i.z.raw.imm[0].is_relative)
+            continue;
+        unsigned size = i.z.raw.imm[0].size / 8;
+        uint64_t value = s->offset[MIN(n + 1 + diff_below(r, 10), s->count)] - next;
+        if (size == 4 && diff_chance(r, 10))
+            value = 0x1000000 + diff_below(r, 0x1000000);
+        if (size > 1 || value < 128)
+            memcpy(code + i.z.raw.imm[0].offset, &value, size);
+    }
 }
 
 /* LEA of what follows the branch. */
@@ -394,7 +412,7 @@ static void random_memory(struct diff_random *r, uint8_t *memory)
         uint64_t v = diff_random(r);
         switch (v >> 61) {
         case 0:
-            v = CODE_BASE + 4096 + (v & 1023); /* where a RET or an indirect jump may go */
+            v = CODE_LAND + (v & 1023); /* where a RET or an indirect jump may go */
             break;
         case 1:
             v = 0;
@@ -434,4 +452,5 @@ void diff_generate(struct diff_sequence *out, const struct diff_forms *forms, st
     random_memory(r, out->input.memory);
     for (unsigned i = 0; i < wanted && out->count < DIFF_INSNS_MAX - 8; i++)
         put_form(&w, pick(context, r));
+    aim_forward(out, forms, r);
 }

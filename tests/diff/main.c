@@ -25,6 +25,7 @@ struct options {
     uint64_t seed, first, sequences;
     unsigned jobs;
     const char *coverage, *only;
+    int group; /* enum diff_group; -1: all */
 };
 
 /* In memory that the workers share with their parent. */
@@ -42,9 +43,9 @@ struct worker {
     struct diff_forms forms;
     struct diff_sequence sequence;
     struct diff_end real, ours;
-    uint64_t turn;    /* of pick */
     unsigned *chosen; /* the forms to choose from */
     unsigned chosen_count;
+    bool strayed; /* into the middle of an instruction: no telling what that would run */
     uint16_t hits[DIFF_INSNS_MAX];
 };
 
@@ -140,7 +141,9 @@ static void seen(void *context, uint64_t rip)
         else
             high = middle;
     }
-    if (low < s->count && s->offset[low] == offset && w->hits[low] < UINT16_MAX)
+    if (s->offset[low] != offset)
+        w->strayed |= offset < s->length;
+    else if (low < s->count && w->hits[low] < UINT16_MAX)
         w->hits[low]++;
 }
 
@@ -209,16 +212,11 @@ static void count_cases(struct worker *w)
     }
 }
 
-/*
- * Each form equally often, in an order that a sequence's number alone decides, so that the sequence
- * can be repeated alone.
- */
+/* A sequence's number alone decides, so that it can be repeated alone. */
 static unsigned pick(void *context, struct diff_random *r)
 {
     struct worker *w = context;
-    uint64_t turn = w->turn++, round = turn / w->chosen_count;
-
-    return w->chosen[(turn * 7919 + round * 104729) % w->chosen_count];
+    return w->chosen[diff_below(r, w->chosen_count)];
 }
 
 static void run_sequence(struct worker *w, uint64_t number)
@@ -226,11 +224,11 @@ static void run_sequence(struct worker *w, uint64_t number)
     struct diff_random r = {w->options->seed * 0x100000001b3ull + number};
 
     diff_random(&r);
-    w->turn = number * DIFF_INSNS_MAX;
     diff_generate(&w->sequence, &w->forms, &r, pick, w);
     memset(w->hits, 0, sizeof w->hits);
+    w->strayed = false;
     diff_emulated_run(w->emulated, &w->sequence.input, &w->ours, seen, w);
-    if (w->ours.timeout) {
+    if (w->ours.timeout || w->strayed) {
         __atomic_fetch_add(&w->shared->skipped, 1, __ATOMIC_RELAXED);
         return;
     }
@@ -249,7 +247,8 @@ static void choose_forms(struct worker *w)
     const char *only = w->options->only;
 
     for (unsigned i = 0; i < w->forms.count; i++)
-        if (!only || strstr(w->forms.form[i].name, only))
+        if ((!only || strstr(w->forms.form[i].name, only)) &&
+            (w->options->group < 0 || w->options->group == (int)w->forms.form[i].group))
             w->chosen[w->chosen_count++] = i;
 }
 
@@ -340,16 +339,17 @@ static int summarise(const struct worker *w, int failed)
     const struct shared *s = w->shared;
     unsigned low = write_coverage(w);
 
-    printf("diff_cpu: seed %llu: %llu sequences (%llu did not end and were skipped), %llu "
-           "instructions, "
-           "%u forms, %u of them below %u cases, %llu differences\n",
-           (unsigned long long)w->options->seed, (unsigned long long)s->done,
-           (unsigned long long)s->skipped, (unsigned long long)s->instructions, w->chosen_count,
-           low, CASES_WANTED, (unsigned long long)s->failures);
+    printf(
+        "diff_cpu: seed %llu: %llu sequences (%llu strayed or did not end and were skipped), %llu "
+        "instructions, "
+        "%u forms, %u of them below %u cases, %llu differences\n",
+        (unsigned long long)w->options->seed, (unsigned long long)s->done,
+        (unsigned long long)s->skipped, (unsigned long long)s->instructions, w->chosen_count, low,
+        CASES_WANTED, (unsigned long long)s->failures);
     if (failed || s->failures)
         return 1;
     /* A short run or a part of the forms is for a person; the table is for whole runs. */
-    return low && w->options->sequences >= 10000 && !w->options->only;
+    return low && w->options->sequences >= 10000 && !w->options->only && w->options->group < 0;
 }
 
 static uint64_t number(const char *text)
@@ -363,15 +363,24 @@ static uint64_t number(const char *text)
     return v;
 }
 
+static int group(const char *text)
+{
+    static const char *const names[] = {"integer", "vector", "x87"};
+
+    for (unsigned i = 0; i < ARRAY_COUNT(names); i++)
+        if (strcmp(text, names[i]) == 0)
+            return (int)i;
+    fprintf(stderr, "diff_cpu: --group %s: integer, vector or x87\n", text);
+    exit(2);
+}
+
 static void parse(struct options *o, int argc, char **argv)
 {
-    static const struct option longs[] = {{"sequences", required_argument, NULL, 'n'},
-                                          {"seed", required_argument, NULL, 's'},
-                                          {"first", required_argument, NULL, 'f'},
-                                          {"jobs", required_argument, NULL, 'j'},
-                                          {"coverage", required_argument, NULL, 'c'},
-                                          {"only", required_argument, NULL, 'o'},
-                                          {NULL, 0, NULL, 0}};
+    static const struct option longs[] = {
+        {"sequences", required_argument, NULL, 'n'}, {"seed", required_argument, NULL, 's'},
+        {"first", required_argument, NULL, 'f'},     {"jobs", required_argument, NULL, 'j'},
+        {"coverage", required_argument, NULL, 'c'},  {"only", required_argument, NULL, 'o'},
+        {"group", required_argument, NULL, 'g'},     {NULL, 0, NULL, 0}};
     int c;
 
     while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
@@ -394,9 +403,12 @@ static void parse(struct options *o, int argc, char **argv)
         case 'o':
             o->only = optarg;
             break;
+        case 'g':
+            o->group = group(optarg);
+            break;
         default:
             fprintf(stderr, "usage: diff_cpu [--sequences N] [--seed S] [--first N] [--jobs N] "
-                            "[--coverage FILE] [--only TEXT]\n");
+                            "[--coverage FILE] [--only TEXT] [--group integer|vector|x87]\n");
             exit(2);
         }
     }
@@ -404,7 +416,7 @@ static void parse(struct options *o, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    static struct options options = {.seed = 1, .sequences = 10000, .jobs = 1};
+    static struct options options = {.seed = 1, .sequences = 10000, .jobs = 1, .group = -1};
     static struct worker worker = {.options = &options};
     int error;
 

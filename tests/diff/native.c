@@ -230,8 +230,6 @@ int diff_native_create(struct diff_native **out)
     error = n->alt_stack ? map_memory(n) : -ENOMEM;
     if (!error)
         error = catch_signals(n);
-    if (!error && syscall(SYS_arch_prctl, ARCH_SET_GS, GS_BASE))
-        error = -errno;
     if (!error && setitimer(ITIMER_REAL, &tick, NULL))
         error = -errno;
     if (error) {
@@ -282,6 +280,7 @@ void diff_native_run(struct diff_native *n, const struct diff_input *input, stru
     copy_memory(true, (uint8_t *)input->memory);
     memcpy(n->code, input->code, CODE_SIZE);
     end->timeout = false;
+    syscall(SYS_arch_prctl, ARCH_SET_GS, GS_BASE);
     n->input = input;
     n->end = end;
     n->runs++;

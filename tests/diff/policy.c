@@ -19,6 +19,7 @@ static const struct {
     {ZYDIS_MNEMONIC_SYSENTER, "enters the host's kernel"},
     {ZYDIS_MNEMONIC_VMMCALL, "enters the host's hypervisor"},
     {ZYDIS_MNEMONIC_INT3, "ends every sequence"},
+    {ZYDIS_MNEMONIC_INT1, "virtual hosts report it as a fault"},
     {ZYDIS_MNEMONIC_CPUID, "differs by design"},
     {ZYDIS_MNEMONIC_RDTSC, "not repeatable"},
     {ZYDIS_MNEMONIC_RDTSCP, "not repeatable"},
