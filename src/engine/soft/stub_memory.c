@@ -10,7 +10,7 @@
 #include "base/addr.h"
 #include "engine/soft/soft_int.h"
 
-#define STUB_MEMORY_SIZE (4u << 20)
+#define STUB_MEMORY_SIZE X86_STUBS_SIZE
 
 static uint8_t *map_guarded(int fd, size_t size, int protection)
 {
