@@ -20,17 +20,18 @@ struct x86_cpu;
 typedef uint64_t x86_stub_code(void *reg, void *rm, void *v, void *is4, struct x86_cpu *cpu);
 
 enum x86_stub_flags {
-    X86_STUB_VEX = 1 << 0,      /* needs XCR0.AVX; else a legacy SSE instruction */
-    X86_STUB_MMX = 1 << 1,      /* enters the MMX state */
-    X86_STUB_LOAD = 1 << 2,     /* reads a memory operand of mem_size bytes */
-    X86_STUB_STORE = 1 << 3,    /* writes one */
-    X86_STUB_ALIGN = 1 << 4,    /* ... which must be aligned to its size */
-    X86_STUB_MXCSR = 1 << 5,    /* floating point: rounding and exceptions by MXCSR */
-    X86_STUB_FLAGS = 1 << 6,    /* writes the status flags */
-    X86_STUB_DEST_RM = 1 << 7,  /* the destination is ModRM.rm, not ModRM.reg */
-    X86_STUB_DEST_MMX = 1 << 8, /* the destination is an MMX register */
-    X86_STUB_TINY32 = 1 << 9,   /* arithmetic with single precision results: can underflow */
-    X86_STUB_TINY64 = 1 << 10,  /* double */
+    X86_STUB_VEX = 1 << 0,       /* needs XCR0.AVX; else a legacy SSE instruction */
+    X86_STUB_MMX = 1 << 1,       /* enters the MMX state */
+    X86_STUB_LOAD = 1 << 2,      /* reads a memory operand of mem_size bytes */
+    X86_STUB_STORE = 1 << 3,     /* writes one */
+    X86_STUB_ALIGN = 1 << 4,     /* ... which must be aligned to its size */
+    X86_STUB_MXCSR = 1 << 5,     /* floating point: rounding and exceptions by MXCSR */
+    X86_STUB_FLAGS = 1 << 6,     /* writes the status flags */
+    X86_STUB_DEST_RM = 1 << 7,   /* the destination is ModRM.rm, not ModRM.reg */
+    X86_STUB_DEST_MMX = 1 << 8,  /* the destination is an MMX register */
+    X86_STUB_TINY32 = 1 << 9,    /* arithmetic with single precision results: can underflow */
+    X86_STUB_TINY64 = 1 << 10,   /* double */
+    X86_STUB_X87_LOAD = 1 << 11, /* FLD */
 };
 
 struct x86_stub {

@@ -313,6 +313,14 @@ static bool is_unaligned(ZydisMnemonic m)
     case ZYDIS_MNEMONIC_PCMPISTRI:
     case ZYDIS_MNEMONIC_PCMPISTRM:
         return true;
+    case ZYDIS_MNEMONIC_SHA1MSG1: /* AMD's CPUs do not check the SHA instructions */
+    case ZYDIS_MNEMONIC_SHA1MSG2:
+    case ZYDIS_MNEMONIC_SHA1NEXTE:
+    case ZYDIS_MNEMONIC_SHA1RNDS4:
+    case ZYDIS_MNEMONIC_SHA256MSG1:
+    case ZYDIS_MNEMONIC_SHA256MSG2:
+    case ZYDIS_MNEMONIC_SHA256RNDS2:
+        return true;
     default:
         return false;
     }

@@ -63,18 +63,27 @@ static void run_masked_store(struct x86_cpu *cpu, const struct x86_insn *insn)
                    vec_operand(cpu, insn->dst), vec_operand(cpu, insn->src), insn->imm);
 }
 
-/* MASKMOVDQU, VMASKMOVDQU: value in dst, mask in src, memory at [rDI]. */
+/* MASKMOVDQU and MASKMOVQ want [rDI] aligned by 8 for #AC, VMASKMOV and gathers do not check. */
+static uint64_t rdi_operand(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size)
+{
+    uint64_t la = x86_operand_la(cpu, insn, size, X86_WRITE);
+
+    x86_check_alignment(cpu, la, 8);
+    return la;
+}
+
+/* MASKMOVDQU, VMASKMOVDQU: value in dst, mask in src. */
 static void run_maskmovdqu(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     x86_check_sse(cpu);
-    store_selected(cpu, x86_operand_la(cpu, insn, 16, X86_WRITE), vec_operand(cpu, insn->src),
+    store_selected(cpu, rdi_operand(cpu, insn, 16), vec_operand(cpu, insn->src),
                    vec_operand(cpu, insn->dst), insn->imm);
 }
 
 static void run_vmaskmovdqu(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     x86_check_avx(cpu);
-    store_selected(cpu, x86_operand_la(cpu, insn, 16, X86_WRITE), vec_operand(cpu, insn->src),
+    store_selected(cpu, rdi_operand(cpu, insn, 16), vec_operand(cpu, insn->src),
                    vec_operand(cpu, insn->dst), insn->imm);
 }
 
@@ -90,7 +99,7 @@ static const uint8_t *mmx_value(struct x86_cpu *cpu, uint16_t offset)
 static void run_maskmovq(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     x86_check_mmx(cpu);
-    store_selected(cpu, x86_operand_la(cpu, insn, 8, X86_WRITE), mmx_value(cpu, insn->src),
+    store_selected(cpu, rdi_operand(cpu, insn, 8), mmx_value(cpu, insn->src),
                    mmx_value(cpu, insn->dst), insn->imm);
     x86_enter_mmx(cpu);
 }
@@ -162,14 +171,15 @@ static void run_gather(struct x86_cpu *cpu, const struct x86_insn *insn)
     memcpy(index, vec_operand(cpu, insn->src2), sizeof index);
     base = load_le64(vec_operand(cpu, insn->base)) + (uint64_t)(int64_t)insn->disp;
     for (unsigned i = 0; i < count; i++) {
-        uint64_t ea = base + ((uint64_t)gather_index(index, index_size, i) << insn->scale), value;
+        uint64_t ea = base + ((uint64_t)gather_index(index, index_size, i) << insn->scale);
+        uint8_t value[8];
 
         if (insn->address_size == 4)
             ea = (uint32_t)ea;
         if (mask_selects(mask, element, i)) {
             uint64_t la = x86_linear(cpu, insn->seg, ea, element, X86_READ);
-            value = element == 4 ? x86_load(cpu, la, 4) : x86_load(cpu, la, 8);
-            memcpy(dst + i * element, &value, element);
+            x86_load_bytes(cpu, la, value, element);
+            memcpy(dst + i * element, value, element);
         }
         memset(mask + i * element, 0, element);
     }

@@ -71,20 +71,27 @@ static void set_pointers(struct x86_cpu *cpu, const struct x86_insn *insn)
 /*
  * Puts the outcome into the guest's state. False: an unmasked exception keeps the destination as
  * it was. Invalid operation, denormal and zero divide do so always, overflow and underflow for a
- * destination in memory. SDM vol. 1 sections 8.5.1 to 8.5.6.
+ * destination in memory. SDM vol. 1 sections 8.5.1 to 8.5.6. Where the manual leaves it open this
+ * is what AMD's CPUs do: the condition codes are set all the same (C1 only by a stack fault), and
+ * a denormal is loaded.
  */
-static bool commit(struct x86_fpu *fpu, const struct x87_image *image, bool to_memory)
+static bool commit(struct x86_fpu *fpu, const struct x87_image *image, const struct x86_stub *stub)
 {
     const uint16_t before = FSW_IE | FSW_DE | FSW_ZE, range = FSW_OE | FSW_UE;
-    uint16_t raised = image->fsw & FSW_EXCEPTIONS;
+    const uint16_t codes = FSW_C0 | FSW_C2 | FSW_C3;
+    uint16_t raised = image->fsw & FSW_EXCEPTIONS, fsw = image->fsw;
     const uint16_t unmasked = raised & (uint16_t)~fpu->fcw;
-    bool done = !(unmasked & before) && !(to_memory && unmasked & range);
+    const bool is_load = stub->flags & X86_STUB_X87_LOAD, store = stub->flags & X86_STUB_STORE;
+    bool done = !(unmasked & before) && !(store && unmasked & range);
 
-    if (done) {
+    if (done || (is_load && (unmasked & before) == FSW_DE)) {
         image_to_guest(image, fpu, raised);
     } else {
         raised &= unmasked & before ? before : (uint16_t)~FSW_PE;
-        fpu->fsw = (fpu->fsw & (uint16_t)~FSW_C1) | (image->fsw & (FSW_C1 | FSW_SF)) | raised;
+        if (!(fsw & FSW_SF) && !(stub->flags & X86_STUB_FLAGS)) /* FCOMI keeps it */
+            fsw &= (uint16_t)~FSW_C1;
+        fpu->fsw &= (uint16_t) ~(codes | FSW_C1);
+        fpu->fsw |= (fsw & (codes | FSW_C1 | FSW_SF)) | raised;
     }
     x86_fpu_update_es(fpu);
     return done;
@@ -102,6 +109,7 @@ static void run_x87(struct x86_cpu *cpu, const struct x86_insn *insn)
     x86_check_pending(cpu);
     if (stub->mem_size) {
         la = x86_operand_la(cpu, insn, stub->mem_size, store ? X86_WRITE : X86_READ);
+        x86_check_alignment(cpu, la, MIN(stub->mem_size, 8u)); /* 80 bits: by 8 */
         if (store)
             x86_probe_write(cpu, la, stub->mem_size);
         else
@@ -110,9 +118,7 @@ static void run_x87(struct x86_cpu *cpu, const struct x86_insn *insn)
     image_from_guest(&image, &cpu->s.fpu);
     flags = x87_call(cpu, stub, &image, memory);
     set_pointers(cpu, insn);
-    if (!commit(&cpu->s.fpu, &image, store))
-        return;
-    if (store)
+    if (commit(&cpu->s.fpu, &image, stub) && store)
         x86_store_bytes(cpu, la, memory, stub->mem_size);
     if (stub->flags & X86_STUB_FLAGS)
         cpu->s.rflags = (cpu->s.rflags & ~X86_STATUS_FLAGS) | (flags & X86_STATUS_FLAGS);
@@ -173,6 +179,8 @@ static bool bind_x87(const struct x86_decode *d, struct x86_insn *out)
         return false;
     if (writes_flags)
         stub.flags |= X86_STUB_FLAGS;
+    if (z->mnemonic == ZYDIS_MNEMONIC_FLD)
+        stub.flags |= X86_STUB_X87_LOAD;
     unsigned size = make_code(code, z->opcode, stub.mem_size ? (modrm & 0x38) | 6 : modrm,
                               reads_flags, writes_flags);
     out->aux = (void *)x86_stub_get(d->stubs, &stub, code, size);

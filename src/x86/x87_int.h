@@ -17,9 +17,12 @@
 #define FSW_PE         0x0020
 #define FSW_SF         0x0040
 #define FSW_ES         0x0080
+#define FSW_C0         0x0100
 #define FSW_C1         0x0200
+#define FSW_C2         0x0400
 #define FSW_TOP        0x3800
 #define FSW_TOP_SHIFT  11
+#define FSW_C3         0x4000
 #define FSW_B          0x8000
 
 #define FCW_MASKS   0x003f

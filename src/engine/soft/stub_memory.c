@@ -9,6 +9,7 @@
 
 #include "base/addr.h"
 #include "engine/soft/soft_int.h"
+#include "x86/stub.h"
 
 #define STUB_MEMORY_SIZE X86_STUBS_SIZE
 
