@@ -11,10 +11,14 @@ static const struct engine_ops *const engines[] = {
     &engine_soft,
 };
 
-static void describe(struct engine_choice *out, const struct engine_probe *probe, bool automatic)
+/* "engine soft (auto: the only one in this build; 12.3 ns an instruction)" */
+static void describe(struct engine_choice *out, const struct engine_probe *probe, const char *how)
 {
-    snprintf(out->why, sizeof out->why, "engine %s%s%s%s", out->engine->name,
-             automatic ? " (auto)" : "", probe->reason[0] ? ": " : "", probe->reason);
+    char speed[48] = "";
+    if (probe->user_ns > 0)
+        snprintf(speed, sizeof speed, "; %.1f ns an instruction", probe->user_ns);
+    snprintf(out->why, sizeof out->why, "engine %s (%s%s)%s%s", out->engine->name, how, speed,
+             probe->reason[0] ? ": " : "", probe->reason);
 }
 
 static int choose_by_name(struct engine_choice *out, const char *name, struct err *err)
@@ -27,7 +31,7 @@ static int choose_by_name(struct engine_choice *out, const char *name, struct er
         out->engine->probe(&probe);
         if (probe.verdict == ENGINE_UNUSABLE)
             return err_set(err, ENOTSUP, "--engine %s: is not usable here: %s", name, probe.reason);
-        describe(out, &probe, false);
+        describe(out, &probe, "as asked");
         return 0;
     }
     return err_set(err, EINVAL, "--engine %s: there is no such engine; try auto", name);
@@ -46,7 +50,9 @@ static int choose_best(struct engine_choice *out, struct err *err)
     }
     if (!out->engine)
         return err_set(err, ENOTSUP, "--engine auto: no engine is usable on this host");
-    describe(out, &best, true);
+    describe(out, &best,
+             ARRAY_COUNT(engines) == 1 ? "auto: the only one in this build"
+                                       : "auto: the fastest usable one");
     return 0;
 }
 

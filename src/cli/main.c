@@ -60,7 +60,7 @@ static const struct cli_command commands[] = {
 
 static int cmd_help(const struct cli *cli, char **args)
 {
-    puts("usage: parat COMMAND [--option VALUE]…\n"
+    puts("usage: parat COMMAND [--option VALUE]...\n"
          "\n"
          "parat runs virtual machines on any x86-64 Linux host, with or without virtualization\n"
          "hardware.\n"

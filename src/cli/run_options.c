@@ -341,49 +341,49 @@ static int parse_verbose(void *target, const char *value, struct err *err)
 static const struct option table[] = {
     {NULL, NULL, "The machine", false, NULL},
     {"name", "NAME", "what the VM is called (default: parat)", false, parse_name},
-    {"machine", "MODEL", "q35-1 (default): its hardware never changes under a VM", false,
-     parse_machine},
-    {"engine", "ENGINE", "what executes the guest: auto (default: the fastest usable one), soft",
-     false, parse_engine},
+    {"machine", "MODEL", "q35-1 (default): its hardware never changes", false, parse_machine},
+    {"engine", "ENGINE", "auto (default: the fastest usable one) or soft", false, parse_engine},
     {"cpus", "N", "number of CPUs, 1 to 64 (default: 1)", false, parse_cpus},
     {"memory", "SIZE", "RAM, with K, M or G (default: 512M)", false, parse_memory},
     {"cpu", "MODEL",
-     "v2 (default) or v3: the x86-64 psABI levels, the same on every host;\n"
-     "host: all that this host and the engine can give",
+     "v2 (default), v3: x86-64 psABI levels, the same on\n"
+     "every host; host: all that this host can give",
      false, parse_cpu},
 
     {NULL, NULL, "What it boots", false, NULL},
-    {"kernel", "FILE", "bzImage, ELF with a PVH note, or 32-bit multiboot ELF", false,
-     parse_kernel},
+    {"kernel", "FILE", "bzImage, ELF with a PVH note, or multiboot 1", false, parse_kernel},
     {"initrd", "FILE", "initial RAM disk; for multiboot a module (repeatable)", true, parse_initrd},
     {"append", "STRING", "the kernel's command line", false, parse_append},
 
     {NULL, NULL, "Devices", false, NULL},
-    {"disk", "FILE[,ro][,direct][,serial=S][,io=threads]",
-     "virtio disk with the raw contents of a file or block device (repeatable);\n"
-     "ro: read-only, may be shared; direct: past the host's page cache;\n"
-     "io=threads: no io_uring. A comma in a name is written twice",
+    {"disk", "FILE[,OPTION...]",
+     "virtio disk: a raw file or block device (repeatable);\n"
+     "a comma in its name is written twice. Options:\n"
+     "ro           read-only; may be shared\n"
+     "direct       past the host's page cache\n"
+     "serial=S     the serial number the guest sees\n"
+     "io=threads   never io_uring",
      true, parse_disk},
-    {"net", "user[,OPTION…] | none",
-     "virtio network card (repeatable; default: none). user: NAT without privileges,\n"
-     "guest 10.0.2.15, gateway 10.0.2.2, DNS 10.0.2.3. Options:\n"
-     "hostfwd=tcp|udp:[ADDR]:PORT-:PORT  host port to guest port (ADDR: 127.0.0.1)\n"
-     "host-loopback=on                   10.0.2.2 is the host's 127.0.0.1\n"
-     "mac=52:54:00:12:34:56              the card's address",
+    {"net", "user[,OPTION...]|none",
+     "virtio network card (repeatable; default: none).\n"
+     "user: NAT without privileges; guest 10.0.2.15,\n"
+     "gateway 10.0.2.2, DNS 10.0.2.3. Options:\n"
+     "hostfwd=tcp|udp:[ADDR]:PORT-:PORT   host to guest\n"
+     "host-loopback=on   10.0.2.2 is the host's 127.0.0.1\n"
+     "mac=ADDRESS        as in 52:54:00:12:34:56",
      true, parse_net},
     {"console", "KIND",
-     "where the first serial port goes: stdio (default; Ctrl-] q quits,\n"
+     "where COM1 goes: stdio (default; Ctrl-] q quits,\n"
      "Ctrl-] ? helps), pty, file=PATH or none",
      false, parse_console},
-    {"virtio-console", "KIND", "a virtio console too (/dev/hvc0), to the same kinds of places",
-     false, parse_virtio_console},
+    {"virtio-console", "KIND", "a virtio console as well (/dev/hvc0)", false, parse_virtio_console},
 
     {NULL, NULL, "How it ends", false, NULL},
     {"no-reboot", NULL, "a reset of the guest ends parat", false, parse_no_reboot},
     {"on-triple-fault", "ACTION", "exit (default; status 3) or reset", false, parse_triple_fault},
-    {"debug-exit", "PORT", "a guest's write of v to this I/O port ends parat with (v << 1) | 1",
-     false, parse_debug_exit},
-    {"stats", "FILE", "write what was counted as JSON at the end", false, parse_stats},
+    {"debug-exit", "PORT", "a guest's write of v there ends parat: (v << 1) | 1", false,
+     parse_debug_exit},
+    {"stats", "FILE", "what was counted, as JSON, at the end", false, parse_stats},
     {"verbose", NULL, "log more on standard error", false, parse_verbose},
 };
 static_assert(ARRAY_COUNT(table) <= OPTIONS_MAX, "options_parse counts up to OPTIONS_MAX");
@@ -421,14 +421,14 @@ void run_options_free(struct run_options *options)
 
 void run_options_print_help(void)
 {
-    puts("usage: parat run --kernel FILE [--option VALUE | --option=VALUE]…\n"
+    puts("usage: parat run --kernel FILE [--option VALUE | --option=VALUE]...\n"
          "\n"
          "Creates a virtual machine and runs it until it powers off.");
     options_print_help(table, ARRAY_COUNT(table));
     puts("\n"
-         "Signals: SIGTERM presses the power button, a second SIGTERM stops at once.\n"
+         "Signals: SIGTERM presses the power button, a second one stops at once.\n"
          "\n"
-         "Exit status: 0 guest powered off or user quit (or reset with --no-reboot); 1 the host\n"
-         "failed; 2 wrong use; 3 triple fault. With --debug-exit the host's failures are 2 and\n"
-         "triple faults 4.");
+         "Exit status: 0 guest powered off or user quit (or reset with --no-reboot);\n"
+         "1 the host failed; 2 wrong use; 3 triple fault. With --debug-exit the host's\n"
+         "failures are 2 and triple faults 4. See also parat-run(1).");
 }
