@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -81,6 +82,29 @@ int boot_file_read(const struct boot_file *file, uint64_t offset, void *to, size
     return 0;
 }
 
+/*
+ * Copies from file to file inside the kernel: half the time of a read into fresh guest RAM, which
+ * faults in and clears each page first. Returns how much of length was copied: not all where the
+ * file's end came or its file system cannot do this.
+ */
+static uint64_t send_to_region(const struct boot_file *file, uint64_t offset,
+                               const struct mem_region *region, uint64_t to, uint64_t length)
+{
+    if (!region || region->fd < 0 || (region->flags & MEM_LAZY) ||
+        !range_fits(to - region->start.v, length, region->size) ||
+        lseek(region->fd, (off_t)(region->fd_offset + (to - region->start.v)), SEEK_SET) < 0)
+        return 0;
+    off_t from = (off_t)offset;
+    uint64_t left = length;
+    while (left) {
+        ssize_t count = sendfile(region->fd, file->fd, &from, left);
+        if (count <= 0)
+            break;
+        left -= (uint64_t)count;
+    }
+    return length - left;
+}
+
 int boot_file_load(const struct boot_file *file, uint64_t offset, struct machine *machine,
                    uint64_t to, uint64_t length, struct err *err)
 {
@@ -94,9 +118,16 @@ int boot_file_load(const struct boot_file *file, uint64_t offset, struct machine
     if (error)
         return boot_file_error(file, err, -error, "guest memory at 0x%llx cannot be written: %s",
                                (unsigned long long)to, strerror(-error));
+    uint64_t skip = 0;
+    if (range_fits(offset, length, file->size))
+        skip =
+            send_to_region(file, offset, guest_memory_find(machine->memory, gpa(to)), to, length);
     for (unsigned i = 0; i < count && !error; i++) {
-        error = boot_file_read(file, offset, iov[i].iov_base, iov[i].iov_len, err);
+        size_t sent = MIN(skip, iov[i].iov_len);
+        error = boot_file_read(file, offset + sent, (uint8_t *)iov[i].iov_base + sent,
+                               iov[i].iov_len - sent, err);
         offset += iov[i].iov_len;
+        skip -= sent;
     }
     guest_memory_write_end(machine->memory, gpa(to), length);
     return error;
