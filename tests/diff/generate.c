@@ -180,6 +180,10 @@ static void put_modrm(struct encoding *e, const struct diff_template *t, struct 
 static void put_suffix(struct encoding *e, const struct diff_template *t, struct diff_random *r)
 {
     uint64_t value = diff_random_value(r);
+
+    /* RET and ENTER: bytes of stack, and 0 to 3 levels of nesting */
+    if (t->map == 0 && !t->vex && (t->opcode == 0xc2 || t->opcode == 0xc8) && diff_chance(r, 90))
+        value &= 0x030078;
     for (unsigned i = 0; i < t->suffix; i++)
         put(e, value >> (8 * i));
 }
@@ -238,12 +242,12 @@ static void zero_vector_index(struct diff_writer *w, ZydisRegister reg)
     diff_put_bytes(w, bytes, sizeof bytes);
 }
 
-/* Chooses an address and makes base, index and displacement amount to it. */
-static void aim(struct diff_writer *w, struct encoding *e, const struct diff_insn *i)
+/* Chooses an address and makes base, index and displacement amount to it. Returns it. */
+static uint64_t aim(struct diff_writer *w, struct encoding *e, const struct diff_insn *i)
 {
     const ZydisDecodedOperand *op = memory_operand(i);
     unsigned base = gpr_of(op->mem.base), index = gpr_of(op->mem.index);
-    uint64_t target = diff_address(w->r, op->size / 8u), scaled = 0;
+    uint64_t address = diff_address(w->r, op->size / 8u), target = address, scaled = 0;
 
     if (op->mem.segment == ZYDIS_REGISTER_GS)
         target -= GS_BASE;
@@ -258,12 +262,14 @@ static void aim(struct diff_writer *w, struct encoding *e, const struct diff_ins
         if (i->z.raw.disp.size)
             patch_displacement(e, i, diff_below(w->r, 64));
     } else if (base < 16) {
-        diff_put_mov(w, base, target - (uint64_t)i->z.raw.disp.value - scaled);
+        uint64_t value = target - (uint64_t)i->z.raw.disp.value - scaled;
+        diff_put_mov(w, base, index == base ? value / (1u + op->mem.scale) : value);
     } else if (op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP) {
         patch_displacement(e, i, target - (CODE_BASE + w->s->length + e->length));
     } else {
         patch_displacement(e, i, target - scaled);
     }
+    return address;
 }
 
 /* Branches go to the next instruction here; aim_forward changes some. */
@@ -303,6 +309,30 @@ static void aim_indirect(struct diff_writer *w, const struct encoding *e, const 
     }
 }
 
+/* A jump or call through memory, or a return: puts the address of what follows it where it reads.
+ */
+static void aim_through_memory(struct diff_writer *w, const struct encoding *e, uint64_t address)
+{
+    uint8_t store[12] = {0x48, 0xc7, 0x04, 0x25}; /* MOV m64, i32 */
+
+    if (address > INT32_MAX)
+        return;
+    store_le32(store + 4, (uint32_t)address);
+    store_le32(store + 8, (uint32_t)(CODE_BASE + w->s->length + sizeof store + e->length));
+    diff_put_bytes(w, store, sizeof store);
+}
+
+/* Has a return come back behind itself. */
+static void aim_return(struct diff_writer *w, const struct encoding *e)
+{
+    uint8_t push[5] = {0x68};
+
+    if (diff_chance(w->r, 10))
+        return;
+    store_le32(push + 1, (uint32_t)(CODE_BASE + w->s->length + sizeof push + e->length));
+    diff_put_bytes(w, push, sizeof push);
+}
+
 /* The stack pointer is worth keeping: without it little else runs. */
 static bool spoils_stack(const struct diff_insn *i)
 {
@@ -318,6 +348,7 @@ static void put_form(struct diff_writer *w, unsigned form)
     struct encoding e;
     struct diff_insn insn;
     unsigned attempts = 0;
+    uint64_t address = 0;
 
     do {
         if (!encode(w->forms, form, w->r, &e, &insn))
@@ -328,8 +359,12 @@ static void put_form(struct diff_writer *w, unsigned form)
     diff_policy_prepare(w, &insn);
     if (relative && insn.z.operand_count_visible)
         aim_branch(w, &e, &insn);
-    else if (memory_operand(&insn) && diff_chance(w->r, 97))
-        aim(w, &e, &insn);
+    else if (memory_operand(&insn) && diff_below(w->r, 500))
+        address = aim(w, &e, &insn);
+    if (insn.z.mnemonic == ZYDIS_MNEMONIC_RET)
+        aim_return(w, &e);
+    else if (address)
+        fill_operand(w, &e, &insn, address);
     else if (insn.z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE && insn.z.operand_count_visible &&
              insn.op[0].type == ZYDIS_OPERAND_TYPE_REGISTER)
         aim_indirect(w, &e, &insn);

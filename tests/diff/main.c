@@ -31,6 +31,7 @@ struct options {
 /* In memory that the workers share with their parent. */
 struct shared {
     uint64_t done, skipped, instructions, failures;
+    uint64_t ends[32];    /* by vector */
     uint64_t running[64]; /* each worker's present sequence */
     uint64_t cases[];     /* for each form */
 };
@@ -234,6 +235,7 @@ static void run_sequence(struct worker *w, uint64_t number)
     }
     diff_native_run(w->native, &w->sequence.input, &w->real);
     if (same(&w->real, &w->ours)) {
+        __atomic_fetch_add(&w->shared->ends[w->real.vector & 31], 1, __ATOMIC_RELAXED);
         count_cases(w);
     } else if (__atomic_fetch_add(&w->shared->failures, 1, __ATOMIC_RELAXED) < FAILURES_MAX) {
         report(w, number);
@@ -346,6 +348,11 @@ static int summarise(const struct worker *w, int failed)
         (unsigned long long)w->options->seed, (unsigned long long)s->done,
         (unsigned long long)s->skipped, (unsigned long long)s->instructions, w->chosen_count, low,
         CASES_WANTED, (unsigned long long)s->failures);
+    printf("sequences by the exception that ended them:");
+    for (unsigned i = 0; i < ARRAY_COUNT(s->ends); i++)
+        if (s->ends[i])
+            printf(" %u:%llu", i, (unsigned long long)s->ends[i]);
+    printf("\n");
     if (failed || s->failures)
         return 1;
     /* A short run or a part of the forms is for a person; the table is for whole runs. */

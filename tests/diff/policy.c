@@ -138,6 +138,23 @@ static void prepare_bit(struct diff_writer *w, const struct diff_insn *i)
         diff_put_mov(w, gpr, diff_below(w->r, 4000) - 2000);
 }
 
+bool diff_policy_operand(const struct diff_insn *i, struct diff_random *r, uint64_t *value)
+{
+    switch (i->z.mnemonic) {
+    case ZYDIS_MNEMONIC_LDMXCSR:
+    case ZYDIS_MNEMONIC_VLDMXCSR:
+        /* Bit 17 is good on AMD's processors only, and guests are not told of it. */
+        *value =
+            diff_chance(r, 80) ? 0x1f80 | (diff_random(r) & 0xe07f) : diff_random(r) & ~0x20000ull;
+        return true;
+    case ZYDIS_MNEMONIC_FLDCW:
+        *value = diff_chance(r, 80) ? 0x37f | (diff_random(r) & 0xc00) : diff_random(r);
+        return true;
+    default:
+        return false;
+    }
+}
+
 void diff_policy_prepare(struct diff_writer *w, const struct diff_insn *i)
 {
     if (i->z.meta.category == ZYDIS_CATEGORY_STRINGOP) {
