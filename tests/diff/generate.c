@@ -9,7 +9,7 @@
 
 #include "diff.h"
 
-#define TARGET_INSNS 100
+#define TARGET_INSNS 140
 #define CODE_LIMIT   8000
 
 /* splitmix64 */
@@ -309,17 +309,31 @@ static void aim_indirect(struct diff_writer *w, const struct encoding *e, const 
     }
 }
 
-/* A jump or call through memory, or a return: puts the address of what follows it where it reads.
- */
-static void aim_through_memory(struct diff_writer *w, const struct encoding *e, uint64_t address)
+#define STORE_LENGTH 12
+
+static void put_store(struct diff_writer *w, uint64_t address, uint64_t value)
 {
-    uint8_t store[12] = {0x48, 0xc7, 0x04, 0x25}; /* MOV m64, i32 */
+    uint8_t store[STORE_LENGTH] = {0x48, 0xc7, 0x04, 0x25}; /* MOV m64, i32 */
 
     if (address > INT32_MAX)
         return;
     store_le32(store + 4, (uint32_t)address);
-    store_le32(store + 8, (uint32_t)(CODE_BASE + w->s->length + sizeof store + e->length));
+    store_le32(store + 8, (uint32_t)value);
     diff_put_bytes(w, store, sizeof store);
+}
+
+/* What the instruction finds in memory, where that matters. */
+static void fill_operand(struct diff_writer *w, const struct encoding *e, const struct diff_insn *i,
+                         uint64_t address)
+{
+    uint64_t value;
+
+    if (i->z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE) {
+        if (diff_chance(w->r, 90)) /* the address of what follows */
+            put_store(w, address, CODE_BASE + w->s->length + STORE_LENGTH + e->length);
+    } else if (diff_policy_operand(i, w->r, &value)) {
+        put_store(w, address, value);
+    }
 }
 
 /* Has a return come back behind itself. */

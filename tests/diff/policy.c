@@ -121,13 +121,38 @@ static void prepare_compare_exchange(struct diff_writer *w)
     diff_put_mov(w, X86_RDX, 0);
 }
 
+/* Where the segment override, if there is one, makes it the address wanted. */
+static uint64_t before_segment(const struct diff_insn *i, uint64_t address)
+{
+    return i->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_GS ? address - GS_BASE : address;
+}
+
 static void prepare_string(struct diff_writer *w, const struct diff_insn *i)
 {
     uint64_t count = diff_chance(w->r, 85) ? diff_below(w->r, 24) : diff_below(w->r, 600);
 
-    diff_put_mov(w, X86_RSI, diff_address(w->r, 32));
+    diff_put_mov(w, X86_RSI, before_segment(i, diff_address(w->r, 32)));
     diff_put_mov(w, X86_RDI, diff_address(w->r, 32));
     diff_put_mov(w, X86_RCX, count);
+}
+
+/* AMD's processors fault here whatever the mask is, and at rounded addresses: avoid faults. */
+static void prepare_masked_move(struct diff_writer *w, const struct diff_insn *i)
+{
+    uint64_t address = DATA_BASE + 256 + diff_below(w->r, DATA_RW - 512);
+    diff_put_mov(w, X86_RDI, before_segment(i, address));
+}
+
+/*
+ * Several operations in one: after the first has raised an unmasked exception the processor leaves
+ * the others out, and we do not. Masks them all: MOV m32, i32; LDMXCSR m32.
+ */
+static void prepare_masked_exceptions(struct diff_writer *w)
+{
+    static const uint8_t store[] = {0xc7, 0x04, 0x25, 0x00, 0x01, 0x00, 0x10, 0x80, 0x1f, 0, 0},
+                         load[] = {0x0f, 0xae, 0x14, 0x25, 0x00, 0x01, 0x00, 0x10};
+    diff_put_bytes(w, store, sizeof store);
+    diff_put_bytes(w, load, sizeof load);
 }
 
 /* A bit number that stays in the neighbourhood. */
@@ -181,12 +206,19 @@ void diff_policy_prepare(struct diff_writer *w, const struct diff_insn *i)
             prepare_bit(w, i);
         break;
     case ZYDIS_MNEMONIC_XLAT:
-        diff_put_mov(w, X86_RBX, diff_address(w->r, 256));
+        diff_put_mov(w, X86_RBX, before_segment(i, diff_address(w->r, 256)));
         break;
     case ZYDIS_MNEMONIC_MASKMOVDQU:
     case ZYDIS_MNEMONIC_VMASKMOVDQU:
     case ZYDIS_MNEMONIC_MASKMOVQ:
-        diff_put_mov(w, X86_RDI, diff_address(w->r, 16));
+        prepare_masked_move(w, i);
+        break;
+    case ZYDIS_MNEMONIC_DPPD:
+    case ZYDIS_MNEMONIC_DPPS:
+    case ZYDIS_MNEMONIC_VDPPD:
+    case ZYDIS_MNEMONIC_VDPPS:
+    case ZYDIS_MNEMONIC_VCVTPS2PH:
+        prepare_masked_exceptions(w);
         break;
     case ZYDIS_MNEMONIC_PCMPESTRI:
     case ZYDIS_MNEMONIC_PCMPESTRM:
