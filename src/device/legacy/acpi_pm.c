@@ -220,6 +220,7 @@ static void acpi_pm_destroy(struct device *device)
 static void acpi_pm_save(struct device *device, struct state_writer *w)
 {
     struct acpi_pm *pm = container_of(device, struct acpi_pm, device);
+    look(pm); /* so that the saved state is that of the saved time */
     state_put_field(w, pm, pm1_status);
     state_put_field(w, pm, pm1_enable);
     state_put_field(w, pm, pm1_control);
