@@ -15,12 +15,6 @@
 #include "vm/machine_int.h"
 #include "vm/state.h"
 
-/* No vCPU runs here, so the CPU's reset state is not needed. */
-__attribute__((weak)) void x86_state_reset(struct x86_state *state, uint32_t apic_id, bool is_bsp)
-{
-    (void)state, (void)apic_id, (void)is_bsp;
-}
-
 static inline struct machine *rig_create(uint64_t ram_size, unsigned vcpu_count)
 {
     struct loop *loop;

@@ -176,8 +176,8 @@ static void new_count(struct pit_counter *c, uint16_t value, uint64_t now)
         return;
     }
     if (is_periodic(c) && c->loaded && c->start != PIT_NEVER) {
-        c->next_count = count;
         c->next_start = pit_counter_next_rise(c, now);
+        c->next_count = count;
         return;
     }
     c->loaded = 1;
