@@ -246,9 +246,10 @@ static void store(struct x86_cpu *cpu, uint64_t la, const void *from, unsigned l
         ref_store(cpu, &b, (const uint8_t *)from + first, length - first);
 }
 
+/* A non-canonical address is #GP or #SS before it is #AC. */
 static void check_alignment(struct x86_cpu *cpu, uint64_t la, unsigned size, enum x86_mmu mmu)
 {
-    if (mmu == X86_MMU_ALIGNED && (la & (size - 1)))
+    if (mmu == X86_MMU_ALIGNED && (la & (size - 1)) && (!cpu->long_mode || x86_canonical(la)))
         x86_raise_error(cpu, X86_AC_FAULT, 0);
 }
 

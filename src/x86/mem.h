@@ -66,16 +66,6 @@ void x86_tlb_flush_page(struct x86_cpu *cpu, uint64_t la);
 /* Drops the write permission of entries for a physical page (it has code now). Owner thread. */
 void x86_tlb_write_protect(struct x86_cpu *cpu, uint64_t page_gpa);
 
-/*
- * #AC for x86_load_bytes and x86_store_bytes, which do not check: la is to be a multiple of `align`
- * (a power of two; 16 is enough for 32 bytes). The other accesses check by their size.
- */
-static inline void x86_check_alignment(struct x86_cpu *cpu, uint64_t la, unsigned align)
-{
-    if (unlikely(cpu->mmu == X86_MMU_ALIGNED) && (la & (MIN(align, 16u) - 1)))
-        x86_raise_error(cpu, X86_AC_FAULT, 0);
-}
-
 /* --- hot paths --- */
 
 /* Offset of the memory operand in its segment. */

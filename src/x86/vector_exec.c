@@ -145,7 +145,7 @@ static uint64_t run_float(struct x86_cpu *cpu, const struct x86_stub *stub,
     return flags;
 }
 
-static void check_aligned(struct x86_cpu *cpu, uint64_t la, unsigned size)
+static void check_alignment(struct x86_cpu *cpu, uint64_t la, unsigned size)
 {
     if (unlikely(la & (size - 1)))
         x86_raise_error(cpu, X86_GP, 0);
@@ -179,7 +179,6 @@ static void run_load(struct x86_cpu *cpu, const struct x86_insn *insn, uint64_t 
 
     args.rm = (void *)(uintptr_t)vec_read_pointer(cpu, la, stub->mem_size);
     if (!args.rm || unlikely(la & 15 && !(stub->flags & (X86_STUB_VEX | X86_STUB_ALIGN)))) {
-        x86_check_alignment(cpu, la, stub->mem_size);
         x86_load_bytes(cpu, la, bounce, stub->mem_size);
         args.rm = bounce;
     }
@@ -194,7 +193,7 @@ void x86_vector_run_sse_load(struct x86_cpu *cpu, const struct x86_insn *insn)
     x86_check_sse(cpu);
     la = x86_operand_la(cpu, insn, stub->mem_size, X86_READ);
     if (stub->flags & X86_STUB_ALIGN)
-        check_aligned(cpu, la, stub->mem_size);
+        check_alignment(cpu, la, stub->mem_size);
     run_load(cpu, insn, la);
 }
 
@@ -224,8 +223,7 @@ static uint64_t prepare_memory(struct x86_cpu *cpu, const struct x86_insn *insn,
     uint64_t la = x86_operand_la(cpu, insn, stub->mem_size, store ? X86_WRITE : X86_READ);
 
     if (stub->flags & X86_STUB_ALIGN)
-        check_aligned(cpu, la, stub->mem_size);
-    x86_check_alignment(cpu, la, stub->mem_size);
+        check_alignment(cpu, la, stub->mem_size);
     if (store)
         x86_probe_write(cpu, la, stub->mem_size);
     else

@@ -20,38 +20,75 @@ static bool mask_selects(const uint8_t *mask, unsigned element, unsigned i)
     return mask[i * element + element - 1] & 0x80;
 }
 
+/* VMASKMOV and gathers are not subject to alignment checks (seen on AMD's CPUs). */
+static enum x86_mmu unchecked_mmu(const struct x86_cpu *cpu)
+{
+    return cpu->mmu == X86_MMU_ALIGNED ? X86_MMU_USER : (enum x86_mmu)cpu->mmu;
+}
+
+/* Linear address of what lies `offset` bytes into the memory operand; it wraps as the address does.
+ */
+static uint64_t element_la(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned offset,
+                           unsigned size, enum x86_access access)
+{
+    uint64_t ea = x86_ea(cpu, insn) + offset;
+
+    if (insn->address_size != 8)
+        ea &= size_mask(insn->address_size);
+    return x86_linear(cpu, insn->seg, ea, size, access);
+}
+
+/* x86_probe_write without the alignment check. */
+static void probe_element(struct x86_cpu *cpu, uint64_t la, unsigned size)
+{
+    const uint64_t last = la + size - 1;
+
+    x86_probe_write(cpu, la, 1);
+    if ((la ^ last) & PAGE_MASK)
+        x86_probe_write(cpu, last & PAGE_MASK, 1);
+}
+
 /*
  * Selected elements of a masked store; all faults come first. No access, hence no fault, for the
  * others.
  */
-static void store_selected(struct x86_cpu *cpu, uint64_t la, const uint8_t *mask,
-                           const uint8_t *value, uint64_t imm)
+static void store_selected(struct x86_cpu *cpu, const struct x86_insn *insn, const uint8_t *mask,
+                           const uint8_t *value)
 {
-    const unsigned element = MASK_ELEMENT(imm), count = MASK_BYTES(imm) / element;
-    const uint64_t wrap = cpu->code_size == 8 ? ~0ull : 0xffffffff;
+    const unsigned element = MASK_ELEMENT(insn->imm), count = MASK_BYTES(insn->imm) / element;
+    uint64_t la[32];
 
-    for (unsigned i = 0; i < count; i++)
-        if (mask_selects(mask, element, i))
-            x86_probe_write(cpu, (la + i * element) & wrap, element);
-    for (unsigned i = 0; i < count; i++)
-        if (mask_selects(mask, element, i))
-            x86_store_bytes(cpu, (la + i * element) & wrap, value + i * element, element);
+    for (unsigned i = 0; i < count; i++) {
+        if (!mask_selects(mask, element, i))
+            continue;
+        la[i] = element_la(cpu, insn, i * element, element, X86_WRITE);
+        probe_element(cpu, la[i], element);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        uint64_t element_value = 0;
+
+        if (!mask_selects(mask, element, i))
+            continue;
+        memcpy(&element_value, value + i * element, element);
+        x86_store_slow(cpu, la[i], element, element_value, unchecked_mmu(cpu));
+    }
 }
 
 /* VMASKMOV, VPMASKMOV to a register: dst, mask in src. */
 static void run_masked_load(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     const unsigned element = MASK_ELEMENT(insn->imm), bytes = MASK_BYTES(insn->imm);
-    const uint64_t wrap = cpu->code_size == 8 ? ~0ull : 0xffffffff;
     const uint8_t *mask = vec_operand(cpu, insn->src);
     uint8_t value[32] = {0};
-    uint64_t la;
 
     x86_check_avx(cpu);
-    la = x86_operand_la(cpu, insn, bytes, X86_READ);
-    for (unsigned i = 0; i < bytes / element; i++)
-        if (mask_selects(mask, element, i))
-            x86_load_bytes(cpu, (la + i * element) & wrap, value + i * element, element);
+    for (unsigned i = 0; i < bytes / element; i++) {
+        if (mask_selects(mask, element, i)) {
+            uint64_t la = element_la(cpu, insn, i * element, element, X86_READ);
+            uint64_t v = x86_load_slow(cpu, la, element, unchecked_mmu(cpu));
+            memcpy(value + i * element, &v, element);
+        }
+    }
     memcpy(vec_operand(cpu, insn->dst), value, 32);
 }
 
@@ -59,49 +96,41 @@ static void run_masked_load(struct x86_cpu *cpu, const struct x86_insn *insn)
 static void run_masked_store(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     x86_check_avx(cpu);
-    store_selected(cpu, x86_operand_la(cpu, insn, MASK_BYTES(insn->imm), X86_WRITE),
-                   vec_operand(cpu, insn->dst), vec_operand(cpu, insn->src), insn->imm);
+    store_selected(cpu, insn, vec_operand(cpu, insn->dst), vec_operand(cpu, insn->src));
 }
 
-/* MASKMOVDQU and MASKMOVQ want [rDI] aligned by 8 for #AC, VMASKMOV and gathers do not check. */
-static uint64_t rdi_operand(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size)
+/*
+ * MASKMOVDQU and MASKMOVQ, at [rDI]: AMD's CPUs fault for the whole operand, whatever the mask is,
+ * and want it aligned by 8 where alignment is checked.
+ */
+static void probe_rdi(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-    uint64_t la = x86_operand_la(cpu, insn, size, X86_WRITE);
-
-    x86_check_alignment(cpu, la, 8);
-    return la;
+    for (unsigned i = 0; i < MASK_BYTES(insn->imm); i += 8)
+        x86_probe_write(cpu, element_la(cpu, insn, i, 8, X86_WRITE), 8);
 }
 
 /* MASKMOVDQU, VMASKMOVDQU: value in dst, mask in src. */
 static void run_maskmovdqu(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     x86_check_sse(cpu);
-    store_selected(cpu, rdi_operand(cpu, insn, 16), vec_operand(cpu, insn->src),
-                   vec_operand(cpu, insn->dst), insn->imm);
+    probe_rdi(cpu, insn);
+    store_selected(cpu, insn, vec_operand(cpu, insn->src), vec_operand(cpu, insn->dst));
 }
 
 static void run_vmaskmovdqu(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     x86_check_avx(cpu);
-    store_selected(cpu, rdi_operand(cpu, insn, 16), vec_operand(cpu, insn->src),
-                   vec_operand(cpu, insn->dst), insn->imm);
+    probe_rdi(cpu, insn);
+    store_selected(cpu, insn, vec_operand(cpu, insn->src), vec_operand(cpu, insn->dst));
 }
 
-/* MMi before the MMX state is entered, when TOP may be anything. */
-static const uint8_t *mmx_value(struct x86_cpu *cpu, uint16_t offset)
-{
-    unsigned i = (unsigned)(offset - offsetof(struct x86_cpu, s.fpu.st)) / 16;
-    unsigned top = (cpu->s.fpu.fsw & FSW_TOP) >> FSW_TOP_SHIFT;
-
-    return cpu->s.fpu.st[(i - top) & 7];
-}
-
+/* The MMX state is entered even when the store faults (as AMD's CPUs do). */
 static void run_maskmovq(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     x86_check_mmx(cpu);
-    store_selected(cpu, rdi_operand(cpu, insn, 8), mmx_value(cpu, insn->src),
-                   mmx_value(cpu, insn->dst), insn->imm);
     x86_enter_mmx(cpu);
+    probe_rdi(cpu, insn);
+    store_selected(cpu, insn, vec_operand(cpu, insn->src), vec_operand(cpu, insn->dst));
 }
 
 static unsigned mask_element(ZydisMnemonic m)
@@ -171,15 +200,14 @@ static void run_gather(struct x86_cpu *cpu, const struct x86_insn *insn)
     memcpy(index, vec_operand(cpu, insn->src2), sizeof index);
     base = load_le64(vec_operand(cpu, insn->base)) + (uint64_t)(int64_t)insn->disp;
     for (unsigned i = 0; i < count; i++) {
-        uint64_t ea = base + ((uint64_t)gather_index(index, index_size, i) << insn->scale);
-        uint8_t value[8];
+        uint64_t ea = base + ((uint64_t)gather_index(index, index_size, i) << insn->scale), value;
 
         if (insn->address_size == 4)
             ea = (uint32_t)ea;
         if (mask_selects(mask, element, i)) {
             uint64_t la = x86_linear(cpu, insn->seg, ea, element, X86_READ);
-            x86_load_bytes(cpu, la, value, element);
-            memcpy(dst + i * element, value, element);
+            value = x86_load_slow(cpu, la, element, unchecked_mmu(cpu));
+            memcpy(dst + i * element, &value, element);
         }
         memset(mask + i * element, 0, element);
     }

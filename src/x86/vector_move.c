@@ -30,7 +30,6 @@ VEC_INLINE void vec_load(struct x86_cpu *cpu, const struct x86_insn *insn, unsig
         x86_raise_error(cpu, X86_GP, 0);
     from = vec_read_pointer(cpu, la, size);
     if (unlikely(!from)) {
-        x86_check_alignment(cpu, la, size);
         x86_load_bytes(cpu, la, value, size);
         from = value;
     }
@@ -53,12 +52,10 @@ VEC_INLINE void vec_store(struct x86_cpu *cpu, const struct x86_insn *insn, unsi
     if (aligned && unlikely(la & (size - 1)))
         x86_raise_error(cpu, X86_GP, 0);
     to = vec_write_pointer(cpu, la, size);
-    if (likely(to)) {
+    if (likely(to))
         memcpy(to, src, size);
-    } else {
-        x86_check_alignment(cpu, la, size);
+    else
         x86_store_bytes(cpu, la, src, size);
-    }
 }
 
 /* Copies `size` bytes between registers and zeroes up to `width`. */

@@ -109,7 +109,6 @@ static void run_x87(struct x86_cpu *cpu, const struct x86_insn *insn)
     x86_check_pending(cpu);
     if (stub->mem_size) {
         la = x86_operand_la(cpu, insn, stub->mem_size, store ? X86_WRITE : X86_READ);
-        x86_check_alignment(cpu, la, MIN(stub->mem_size, 8u)); /* 80 bits: by 8 */
         if (store)
             x86_probe_write(cpu, la, stub->mem_size);
         else

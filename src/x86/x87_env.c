@@ -211,16 +211,6 @@ static void put_env(const struct x86_cpu *cpu, unsigned size, uint8_t *to)
         put_env_32(cpu, to);
 }
 
-/* Linear address of the memory operand of `size` bytes. */
-static uint64_t env_la(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size,
-                       enum x86_access access)
-{
-    uint64_t la = x86_operand_la(cpu, insn, size, access);
-
-    x86_check_alignment(cpu, la, insn->size == ENV_16 ? 2 : 4);
-    return la;
-}
-
 /* Saves, then masks all exceptions. */
 static void run_fnstenv(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
@@ -228,7 +218,7 @@ static void run_fnstenv(struct x86_cpu *cpu, const struct x86_insn *insn)
 
     x86_check_x87(cpu);
     put_env(cpu, insn->size, env);
-    x86_store_bytes(cpu, env_la(cpu, insn, insn->size, X86_WRITE), env, insn->size);
+    x86_store_bytes(cpu, x86_operand_la(cpu, insn, insn->size, X86_WRITE), env, insn->size);
     set_fcw(&cpu->s.fpu, cpu->s.fpu.fcw | FCW_MASKS);
 }
 
@@ -238,7 +228,7 @@ static void run_fldenv(struct x86_cpu *cpu, const struct x86_insn *insn)
 
     x86_check_x87(cpu);
     x86_check_pending(cpu);
-    x86_load_bytes(cpu, env_la(cpu, insn, insn->size, X86_READ), env, insn->size);
+    x86_load_bytes(cpu, x86_operand_la(cpu, insn, insn->size, X86_READ), env, insn->size);
     get_env(cpu, env, insn->size);
 }
 
@@ -251,7 +241,7 @@ static void run_fnsave(struct x86_cpu *cpu, const struct x86_insn *insn)
     put_env(cpu, insn->size, image);
     for (unsigned i = 0; i < 8; i++)
         memcpy(image + insn->size + i * 10, cpu->s.fpu.st[i], 10);
-    x86_store_bytes(cpu, env_la(cpu, insn, size, X86_WRITE), image, size);
+    x86_store_bytes(cpu, x86_operand_la(cpu, insn, size, X86_WRITE), image, size);
     x86_fpu_init_x87(&cpu->s.fpu);
 }
 
@@ -262,7 +252,7 @@ static void run_frstor(struct x86_cpu *cpu, const struct x86_insn *insn)
 
     x86_check_x87(cpu);
     x86_check_pending(cpu);
-    x86_load_bytes(cpu, env_la(cpu, insn, size, X86_READ), image, size);
+    x86_load_bytes(cpu, x86_operand_la(cpu, insn, size, X86_READ), image, size);
     get_env(cpu, image, insn->size);
     for (unsigned i = 0; i < 8; i++)
         memcpy(cpu->s.fpu.st[i], image + insn->size + i * 10, 10);
