@@ -33,7 +33,7 @@ static void press_or_stop(struct signals *signals)
         return;
     }
     signals->pressed = true;
-    log_info("pressing the power button; the next signal stops the VM at once");
+    log_notice("pressing the power button; another signal stops the VM at once");
     machine_press_power_button(signals->machine);
 }
 

@@ -72,7 +72,9 @@ class Vm:
 
     def _read_errors(self):
         for line in self.process.stderr:
-            self._errors.append(line.decode(errors="replace"))
+            with self._changed:
+                self._errors.append(line.decode(errors="replace"))
+                self._changed.notify_all()
 
     @property
     def console(self):
@@ -91,6 +93,15 @@ class Vm:
         for _ in range(count):
             found = self._expect_one(re.compile(pattern, re.MULTILINE))
         return found
+
+    def expect_from_parat(self, text):
+        """Waits until parat itself has said this."""
+        with self._changed:
+            while text not in self.errors:
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    raise AssertionError(f"parat never said {text!r}\n{self._tail()}")
+                self._changed.wait(left)
 
     def _expect_one(self, pattern):
         with self._changed:
