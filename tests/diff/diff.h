@@ -15,6 +15,7 @@
 
 #include <Zydis/Zydis.h>
 
+#include "x86/insn.h"
 #include "x86/state.h"
 
 /*
@@ -80,6 +81,9 @@ struct diff_form {
     char name[80]; /* "lock add m32, r32" */
     ZydisMnemonic mnemonic;
     enum diff_group group;
+    ZydisISASet isa;
+    bool implemented;     /* x86/ has a handler */
+    const char *excluded; /* why it is not compared, or NULL */
     unsigned template_count;
     struct diff_template template[DIFF_TEMPLATES_MAX];
 };
@@ -90,10 +94,15 @@ struct diff_forms {
     unsigned *slot; /* hash of names: index + 1 */
     ZydisDecoder decoder;
     const struct x86_decoder *x86;
+    struct x86_decode_mode mode;
+    bool all; /* not only what is implemented and can be compared */
 };
 
-struct x86_decoder;
+/* 64-bit code, what is implemented and not left out. */
 int diff_forms_create(struct diff_forms *forms, const struct x86_decoder *x86);
+/* Everything that Zydis knows, for code of size 4 or 8. For the table in docs/. */
+int diff_forms_create_all(struct diff_forms *forms, const struct x86_decoder *x86,
+                          unsigned code_size);
 void diff_forms_destroy(struct diff_forms *forms);
 /* The form of an instruction; UINT_MAX when it is none of ours. */
 unsigned diff_forms_find(const struct diff_forms *forms, const uint8_t *bytes, size_t length);

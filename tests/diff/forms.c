@@ -15,8 +15,6 @@
 
 #define SLOTS 16384
 
-static const struct x86_decode_mode mode_64 = {.code_size = 8};
-
 bool diff_decode(const struct diff_forms *forms, const uint8_t *bytes, size_t length,
                  struct diff_insn *out)
 {
@@ -146,8 +144,8 @@ static bool has_handler(const struct diff_forms *forms, const uint8_t *bytes)
     static const uint8_t ud2[2] = {0x0f, 0x0b};
     struct x86_insn insn, undefined;
 
-    x86_decode(forms->x86, &mode_64, ud2, sizeof ud2, &undefined);
-    return x86_decode(forms->x86, &mode_64, bytes, 15, &insn) == X86_DECODE_OK &&
+    x86_decode(forms->x86, &forms->mode, ud2, sizeof ud2, &undefined);
+    return x86_decode(forms->x86, &forms->mode, bytes, 15, &insn) == X86_DECODE_OK &&
            insn.run != undefined.run;
 }
 
@@ -185,6 +183,7 @@ static int add_form(struct diff_forms *forms, const char *name, const struct dif
     snprintf(f->name, sizeof f->name, "%s", name);
     f->mnemonic = insn->z.mnemonic;
     f->group = group_of(insn);
+    f->isa = insn->z.meta.isa_set;
     *slot_of(forms, name) = ++forms->count;
     return 0;
 }
@@ -211,8 +210,11 @@ static int try_template(struct diff_forms *forms, struct diff_template *t)
     int error = 0;
 
     template_bytes(t, bytes);
-    if (!diff_decode(forms, bytes, sizeof bytes, &insn) || diff_policy_excluded(&insn) ||
-        !has_handler(forms, bytes))
+    if (!diff_decode(forms, bytes, sizeof bytes, &insn))
+        return 0;
+    const char *excluded = diff_policy_excluded(&insn);
+    bool implemented = has_handler(forms, bytes);
+    if (!forms->all && (excluded || !implemented))
         return 0;
     t->has_modrm = insn.z.attributes & ZYDIS_ATTRIB_HAS_MODRM;
     t->suffix = (uint8_t)((insn.z.raw.imm[0].size + insn.z.raw.imm[1].size) / 8);
@@ -222,9 +224,13 @@ static int try_template(struct diff_forms *forms, struct diff_template *t)
     unsigned *slot = slot_of(forms, name);
     if (!*slot)
         error = add_form(forms, name, &insn);
-    if (!error)
-        add_template(&forms->form[*slot_of(forms, name) - 1], t);
-    return error;
+    if (error)
+        return error;
+    struct diff_form *form = &forms->form[*slot_of(forms, name) - 1];
+    form->implemented |= implemented;
+    form->excluded = excluded;
+    add_template(form, t);
+    return 0;
 }
 
 /* ModRM classes: each reg with a memory operand (plain, and with SIB), all 64 of mod 3. */
@@ -247,14 +253,15 @@ static int try_modrm(struct diff_forms *forms, struct diff_template *t)
 }
 
 /* Bytes that are no opcodes: prefixes and escapes. */
-static bool is_opcode(unsigned map, unsigned byte)
+static bool is_opcode(unsigned map, unsigned byte, unsigned code_size)
 {
     static const uint8_t others[] = {0x0f, 0x26, 0x2e, 0x36, 0x3e, 0x62, 0x64, 0x65,
                                      0x66, 0x67, 0xc4, 0xc5, 0xf0, 0xf2, 0xf3};
 
     if (map == 1)
         return byte != 0x38 && byte != 0x3a;
-    return map > 1 || ((byte & 0xf0) != 0x40 && !memchr(others, (int)byte, sizeof others));
+    return map > 1 ||
+           (((byte & 0xf0) != 0x40 || code_size != 8) && !memchr(others, (int)byte, sizeof others));
 }
 
 static int enumerate_legacy(struct diff_forms *forms)
@@ -267,10 +274,12 @@ static int enumerate_legacy(struct diff_forms *forms)
         for (unsigned opcode = 0; opcode < 256 && !error; opcode++)
             for (unsigned p = 0; p < 2 * ARRAY_COUNT(prefixes) && !error; p++) {
                 struct diff_template t = {.map = (uint8_t)map, .opcode = (uint8_t)opcode};
-                if (!is_opcode(map, opcode))
+                if (!is_opcode(map, opcode, forms->mode.code_size))
                     break;
                 memcpy(t.prefix, prefixes[p / 2], sizeof t.prefix);
                 t.w = p & 1;
+                if (t.w && forms->mode.code_size != 8)
+                    continue; /* no REX */
                 error = try_modrm(forms, &t);
             }
     return error;
@@ -294,15 +303,18 @@ static int enumerate_vex(struct diff_forms *forms)
     return error;
 }
 
-int diff_forms_create(struct diff_forms *forms, const struct x86_decoder *x86)
+static int create(struct diff_forms *forms, unsigned code_size)
 {
+    bool wide = code_size == 8;
     int error;
 
-    *forms = (struct diff_forms) {.x86 = x86};
+    forms->mode = (struct x86_decode_mode) {.code_size = (uint8_t)code_size};
     forms->slot = calloc(SLOTS, sizeof *forms->slot);
     if (!forms->slot)
         return -ENOMEM;
-    ZydisDecoderInit(&forms->decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+    ZydisDecoderInit(&forms->decoder,
+                     wide ? ZYDIS_MACHINE_MODE_LONG_64 : ZYDIS_MACHINE_MODE_LEGACY_32,
+                     wide ? ZYDIS_STACK_WIDTH_64 : ZYDIS_STACK_WIDTH_32);
     ZydisDecoderEnableMode(&forms->decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES, ZYAN_TRUE);
     ZydisDecoderEnableMode(&forms->decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
     ZydisDecoderEnableMode(&forms->decoder, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
@@ -312,6 +324,19 @@ int diff_forms_create(struct diff_forms *forms, const struct x86_decoder *x86)
     if (error)
         diff_forms_destroy(forms);
     return error;
+}
+
+int diff_forms_create(struct diff_forms *forms, const struct x86_decoder *x86)
+{
+    *forms = (struct diff_forms) {.x86 = x86};
+    return create(forms, 8);
+}
+
+int diff_forms_create_all(struct diff_forms *forms, const struct x86_decoder *x86,
+                          unsigned code_size)
+{
+    *forms = (struct diff_forms) {.x86 = x86, .all = true};
+    return create(forms, code_size);
 }
 
 void diff_forms_destroy(struct diff_forms *forms)
