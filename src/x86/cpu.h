@@ -125,6 +125,7 @@ struct x86_cpu {
     struct x86_stubs *stubs;
 
     uint64_t tlb_fills, tlb_flushes; /* counters */
+    uint64_t pauses;                 /* PAUSE executed */
     struct x86_tlb_entry tlb[X86_MMU_COUNT][X86_TLB_SIZE];
     struct x86_tlb_book book;
 };

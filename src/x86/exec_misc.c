@@ -83,6 +83,18 @@ BIND_ONE(cld);
 BIND_ONE(std);
 BIND_ONE(salc);
 
+/* Counted: a CPU that spins may be waiting for one that has no host CPU. */
+static void pause_hint(struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+    cpu->pauses++;
+}
+
+static bool bind_pause(const struct x86_decode *d, struct x86_insn *out)
+{
+    out->run = pause_hint;
+    return true;
+}
+
 /* In 64-bit mode these are a feature of their own. */
 static bool lahf_exists(const struct x86_decode *d)
 {
@@ -104,7 +116,7 @@ static bool bind_sahf(const struct x86_decode *d, struct x86_insn *out)
 /* UD0, UD1 and UD2 need no entry: what no table takes is #UD. */
 const struct x86_bind x86_bind_misc[] = {
     {ZYDIS_MNEMONIC_NOP, bind_nop},
-    {ZYDIS_MNEMONIC_PAUSE, bind_nop},
+    {ZYDIS_MNEMONIC_PAUSE, bind_pause},
     {ZYDIS_MNEMONIC_LFENCE, bind_nop},
     {ZYDIS_MNEMONIC_SFENCE, bind_nop},
     {ZYDIS_MNEMONIC_MFENCE, bind_mfence},

@@ -228,8 +228,11 @@ static void load(struct x86_cpu *cpu, uint64_t la, void *to, unsigned length, en
     if (first < length)
         resolve(cpu, second_page(cpu, la), X86_READ, mmu, &b);
     ref_load(cpu, &a, to, first);
-    if (first < length)
-        ref_load(cpu, &b, (uint8_t *)to + first, length - first);
+    if (first == length)
+        return;
+    if (unlikely(!a.host)) /* the map may have changed while a device was asked */
+        resolve(cpu, second_page(cpu, la), X86_READ, mmu, &b);
+    ref_load(cpu, &b, (uint8_t *)to + first, length - first);
 }
 
 static void store(struct x86_cpu *cpu, uint64_t la, const void *from, unsigned length,
@@ -242,8 +245,11 @@ static void store(struct x86_cpu *cpu, uint64_t la, const void *from, unsigned l
     if (first < length)
         resolve(cpu, second_page(cpu, la), X86_WRITE, mmu, &b);
     ref_store(cpu, &a, from, first);
-    if (first < length)
-        ref_store(cpu, &b, (const uint8_t *)from + first, length - first);
+    if (first == length)
+        return;
+    if (unlikely(!a.host)) /* the map may have changed, or code been decoded, meanwhile */
+        resolve(cpu, second_page(cpu, la), X86_WRITE, mmu, &b);
+    ref_store(cpu, &b, (const uint8_t *)from + first, length - first);
 }
 
 /* A non-canonical address is #GP or #SS before it is #AC. */

@@ -3,10 +3,13 @@
  */
 #include "engine/soft/soft_int.h"
 
+#include <sched.h>
 #include <setjmp.h>
 
 /* Instructions between two looks at the clock: some 50 to 100 microseconds. */
 #define TIME_SLICE 5000
+/* Of them, so many PAUSEs are a wait. */
+#define SPIN_PAUSES 200
 
 /* One stretch of blocks. X86_FAULT: cpu->fault is to be delivered. */
 static enum x86_result run_blocks(struct engine_vcpu *vcpu)
@@ -68,6 +71,22 @@ static void shut_down(struct engine_vcpu *vcpu, struct vm_exit *exit)
     exit->kind = VM_EXIT_SHUTDOWN;
 }
 
+/*
+ * A CPU that spends its slice on PAUSE waits for another one: let that have the host's CPU. A spin
+ * of ordinary length stays below the bound.
+ */
+static void yield_if_spinning(struct engine_vcpu *vcpu)
+{
+    uint64_t pauses = vcpu->cpu.pauses - vcpu->pauses_seen;
+
+    vcpu->pauses_seen = vcpu->cpu.pauses;
+    if (pauses < SPIN_PAUSES || vcpu->vm->vcpu_count == 1)
+        return;
+    exclusive_leave(&vcpu->vm->exclusive, &vcpu->member);
+    sched_yield();
+    exclusive_enter(&vcpu->vm->exclusive, &vcpu->member);
+}
+
 /* False: stop, exit is filled in. */
 static bool take_attention(struct engine_vcpu *vcpu, struct vm_exit *exit)
 {
@@ -84,6 +103,8 @@ static bool take_attention(struct engine_vcpu *vcpu, struct vm_exit *exit)
         soft_wake(vcpu); /* the next run looks at the rest */
         return false;
     }
+    if (vcpu->budget <= 0)
+        yield_if_spinning(vcpu);
     vcpu->budget = TIME_SLICE;
     soft_kvmclock_refresh(vcpu);
     if (!soft_take_events(vcpu)) {

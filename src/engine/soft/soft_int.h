@@ -88,6 +88,7 @@ struct engine_vcpu {
     const struct block *current; /* being executed */
     unsigned exclusive_depth;    /* sections begun by the instruction being executed */
     int64_t budget;              /* instructions until time is looked at again */
+    uint64_t pauses_seen;        /* cpu.pauses at the last look */
     bool lint0_seen;             /* level of extint at the last look (vCPU 0) */
     uint64_t kvmclock_offset;    /* TSC offset in the page as written */
 
