@@ -153,14 +153,14 @@ def echo(port, data):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-            connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
             received = b""
             try:
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
                 while block := connection.recv(4096):
                     received += block
-            except ConnectionResetError:
-                pass
+            except OSError:
+                pass  # reset, at any of these calls
             if received:
                 return received
     raise AssertionError("no answer from the guest")
