@@ -78,6 +78,14 @@ struct x86_tlb_entry {
     uint64_t gpa;               /* guest-physical page address */
 };
 
+/* Entries that others took the slot of: what makes two buffers a power of two apart bearable. */
+#define X86_TLB_VICTIMS 8
+
+struct x86_tlb_victim {
+    struct x86_tlb_entry entry;
+    uint8_t flags;
+};
+
 /*
  * What tlb.c notes beside the entries, so that a flush costs as much as the fills before it and not
  * as much as the table: lists of the slots in use, global and not.
@@ -87,6 +95,8 @@ struct x86_tlb_book {
     uint16_t list[2][X86_MMU_COUNT * X86_TLB_SIZE];
     unsigned count[2];
     uint64_t large[16]; /* filter: regions that large pages were used in, see tlb.c */
+    struct x86_tlb_victim victim[X86_MMU_COUNT][X86_TLB_VICTIMS];
+    uint8_t next_victim[X86_MMU_COUNT];
 };
 
 struct x86_cpu {

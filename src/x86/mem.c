@@ -93,12 +93,11 @@ static void ask_again(struct x86_cpu *cpu, struct x86_tlb_entry *e, uint64_t la,
         e->write = la & PAGE_MASK;
 }
 
-/* False: *fault is what the access raises. */
-static bool try_resolve(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
-                        struct ref *out, struct x86_event *fault)
+/* What the TLB knows without a walk. */
+static bool resolve_known(struct x86_cpu *cpu, uint64_t la, enum x86_access access,
+                          enum x86_mmu mmu, struct ref *out)
 {
     struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, mmu);
-    struct x86_mapping m;
 
     if (hit(e, la, access)) {
         *out = (struct ref) {(uint8_t *)(la + e->addend), e->gpa | (la & ~PAGE_MASK),
@@ -109,6 +108,18 @@ static bool try_resolve(struct x86_cpu *cpu, uint64_t la, enum x86_access access
         ask_again(cpu, e, la, out);
         return true;
     }
+    return false;
+}
+
+/* False: *fault is what the access raises. */
+static bool try_resolve(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
+                        struct ref *out, struct x86_event *fault)
+{
+    struct x86_mapping m;
+
+    if (resolve_known(cpu, la, access, mmu, out) ||
+        (x86_tlb_revive(cpu, mmu, la) && resolve_known(cpu, la, access, mmu, out)))
+        return true;
     if (cpu->long_mode && unlikely(!x86_canonical(la))) {
         bool stack = access != X86_EXEC && access_is_stack(cpu, la);
         set_fault(fault, stack ? X86_SS_FAULT : X86_GP, 0);

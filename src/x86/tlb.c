@@ -16,12 +16,31 @@ static void clear_entry(struct x86_tlb_entry *e)
     e->read = e->write = e->exec = X86_TLB_EMPTY;
 }
 
+static bool is_empty(const struct x86_tlb_entry *e)
+{
+    return e->read == X86_TLB_EMPTY && e->write == X86_TLB_EMPTY && e->exec == X86_TLB_EMPTY;
+}
+
+static bool is_page(const struct x86_tlb_entry *e, uint64_t page)
+{
+    return e->read == page || e->write == page || e->exec == page;
+}
+
+static void clear_victims(struct x86_cpu *cpu)
+{
+    for (unsigned m = 0; m < X86_MMU_COUNT; m++) {
+        for (unsigned i = 0; i < X86_TLB_VICTIMS; i++)
+            clear_entry(&cpu->book.victim[m][i].entry);
+    }
+}
+
 void x86_tlb_init(struct x86_cpu *cpu)
 {
     for (unsigned m = 0; m < X86_MMU_COUNT; m++) {
         for (unsigned i = 0; i < X86_TLB_SIZE; i++)
             clear_entry(&cpu->tlb[m][i]);
     }
+    clear_victims(cpu);
 }
 
 /* --- large page filter --- */
@@ -72,15 +91,48 @@ static void list_add(struct x86_tlb_book *book, uint8_t *flags, unsigned slot, b
     book->list[global][book->count[global]++] = (uint16_t)slot;
 }
 
+#define LISTED (TLB_LISTED_LOCAL | TLB_LISTED_GLOBAL)
+
+static void save_victim(struct x86_cpu *cpu, enum x86_mmu mmu, const struct x86_tlb_entry *e,
+                        uint8_t flags)
+{
+    if (is_empty(e))
+        return;
+    unsigned n = cpu->book.next_victim[mmu]++ % X86_TLB_VICTIMS;
+    cpu->book.victim[mmu][n] = (struct x86_tlb_victim) {*e, (uint8_t)(flags & ~LISTED)};
+}
+
+bool x86_tlb_revive(struct x86_cpu *cpu, enum x86_mmu mmu, uint64_t la)
+{
+    unsigned index = la >> PAGE_SHIFT & (X86_TLB_SIZE - 1);
+    struct x86_tlb_entry *e = &cpu->tlb[mmu][index];
+    uint8_t *flags = &cpu->book.flags[mmu][index];
+
+    for (unsigned i = 0; i < X86_TLB_VICTIMS; i++) {
+        struct x86_tlb_victim *v = &cpu->book.victim[mmu][i];
+        if (!is_page(&v->entry, la & PAGE_MASK))
+            continue;
+        struct x86_tlb_victim old = {*e, (uint8_t)(*flags & ~LISTED)};
+        *e = v->entry;
+        *flags = (uint8_t)((*flags & LISTED) | v->flags);
+        *v = old;
+        list_add(&cpu->book, flags, mmu * X86_TLB_SIZE + index, *flags & TLB_GLOBAL);
+        return true;
+    }
+    return false;
+}
+
 void x86_tlb_fill(struct x86_cpu *cpu, enum x86_mmu mmu, const struct x86_tlb_fill *fill)
 {
     unsigned index = fill->la >> PAGE_SHIFT & (X86_TLB_SIZE - 1);
     struct x86_tlb_entry *e = &cpu->tlb[mmu][index];
     uint8_t *flags = &cpu->book.flags[mmu][index];
-    bool same = (e->read == fill->la || e->write == fill->la || e->exec == fill->la) &&
-                e->gpa == fill->gpa && e->addend == (uintptr_t)fill->host - fill->la;
+    bool same = is_page(e, fill->la) && e->gpa == fill->gpa &&
+                e->addend == (uintptr_t)fill->host - fill->la;
 
     if (!same) {
+        if (!is_page(e, fill->la))
+            save_victim(cpu, mmu, e, *flags);
         clear_entry(e);
         *flags &= (uint8_t) ~(TLB_GLOBAL | TLB_MAY_WRITE);
     }
@@ -138,6 +190,7 @@ void x86_tlb_flush(struct x86_cpu *cpu, bool keep_global)
         flush_list(cpu, true);
         memset(cpu->book.large, 0, sizeof cpu->book.large);
     }
+    clear_victims(cpu);
     cpu->tlb_flushes++;
     cpu->end_block = true;
 }
@@ -170,9 +223,10 @@ void x86_tlb_flush_page(struct x86_cpu *cpu, uint64_t la)
     la &= PAGE_MASK;
     for (unsigned m = 0; m < X86_MMU_COUNT; m++) {
         struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, (enum x86_mmu)m);
-        if (e->read == la || e->write == la || e->exec == la)
+        if (is_page(e, la))
             clear_entry(e);
     }
+    clear_victims(cpu);
     cpu->end_block = true;
 }
 
@@ -188,4 +242,5 @@ void x86_tlb_write_protect(struct x86_cpu *cpu, uint64_t page_gpa)
                 e->write = X86_TLB_EMPTY;
         }
     }
+    clear_victims(cpu);
 }

@@ -27,6 +27,9 @@ struct x86_tlb_fill {
 void x86_tlb_init(struct x86_cpu *cpu);
 /* Adds to the entry that is there when it is for the same page, or replaces it. */
 void x86_tlb_fill(struct x86_cpu *cpu, enum x86_mmu mmu, const struct x86_tlb_fill *fill);
+/* Puts the entry for la, if it is among the victims, back into its slot. Always tried before a
+ * walk, so that no page is in both places. */
+bool x86_tlb_revive(struct x86_cpu *cpu, enum x86_mmu mmu, uint64_t la);
 /* The entry for la allows writes by paging, whether or not directly. */
 bool x86_tlb_may_write(const struct x86_cpu *cpu, enum x86_mmu mmu, uint64_t la);
 
