@@ -346,8 +346,8 @@ static const struct option table[] = {
     {"cpus", "N", "number of CPUs, 1 to 64 (default: 1)", false, parse_cpus},
     {"memory", "SIZE", "RAM, with K, M or G (default: 512M)", false, parse_memory},
     {"cpu", "MODEL",
-     "v2 (default), v3: x86-64 psABI levels, the same on\n"
-     "every host; host: all that this host can give",
+     "host (default): all that this host and the engine give;\n"
+     "v2, v3: x86-64 psABI levels, the same on every host",
      false, parse_cpu},
 
     {NULL, NULL, "What it boots", false, NULL},
@@ -394,7 +394,7 @@ int run_options_parse(struct run_options *out, char **args, bool *help, struct e
         .name = "parat",
         .machine = "q35-1",
         .engine = "auto",
-        .cpu = "v2",
+        .cpu = "host",
         .cpus = 1,
         .memory = 512 * MIB,
         .append = "",
