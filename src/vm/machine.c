@@ -278,6 +278,19 @@ void machine_resume(struct machine *machine)
     set_target(m, RUN_TARGET_RUNNING);
 }
 
+/* Firmware gives all CPUs the same MTRRs (SDM vol. 3 section 12.11.8); a loader sets the first's.
+ */
+static void copy_memory_types(struct x86_state *to, const struct x86_state *from)
+{
+    to->mtrr_def_type = from->mtrr_def_type;
+    for (unsigned i = 0; i < ARRAY_COUNT(to->mtrr_fixed); i++)
+        to->mtrr_fixed[i] = from->mtrr_fixed[i];
+    for (unsigned i = 0; i < ARRAY_COUNT(to->mtrr_base); i++) {
+        to->mtrr_base[i] = from->mtrr_base[i];
+        to->mtrr_mask[i] = from->mtrr_mask[i];
+    }
+}
+
 /* Everything to the state after power-on, then the boot loader's. No vCPU runs. */
 static int machine_to_reset_state(struct machine *machine, struct err *err)
 {
@@ -287,14 +300,17 @@ static int machine_to_reset_state(struct machine *machine, struct err *err)
         device->class->reset(device);
         pthread_mutex_unlock(&device->lock);
     }
+    struct x86_state state, bsp;
+    x86_state_reset(&bsp, 0, true);
     int error = 0;
-    for (unsigned i = 0; i < machine->config.vcpu_count && !error; i++) {
-        struct x86_state state;
-        x86_state_reset(&state, i, i == 0);
-        if (i == 0 && machine->config.load)
-            error = machine->config.load(machine, machine->config.load_context, &state, err);
-        if (!error)
-            error = machine->engine->vcpu_set_state(machine->vcpu[i].engine, &state, err);
+    if (machine->config.load)
+        error = machine->config.load(machine, machine->config.load_context, &bsp, err);
+    if (!error)
+        error = machine->engine->vcpu_set_state(machine->vcpu[0].engine, &bsp, err);
+    for (unsigned i = 1; i < machine->config.vcpu_count && !error; i++) {
+        x86_state_reset(&state, i, false);
+        copy_memory_types(&state, &bsp);
+        error = machine->engine->vcpu_set_state(machine->vcpu[i].engine, &state, err);
     }
     return error;
 }

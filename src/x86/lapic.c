@@ -79,12 +79,12 @@ static uint32_t signals_of(const struct x86_lapic_state *state)
 static void set_registers(struct x86_lapic *lapic, const struct x86_lapic_state *state)
 {
     lapic->tpr = state->tpr & 0xff;
-    lapic->svr = state->svr;
+    lapic->svr = state->svr & 0x1ff;
     lapic->esr = state->esr;
     lapic->errors = lapic->errors_seen = state->esr_latched;
     lapic->icr = state->icr;
     for (unsigned i = 0; i < X86_LVT_COUNT; i++)
-        lapic->lvt[i] = state->lvt[i];
+        lapic->lvt[i] = state->lvt[i] & lvt_writable[i];
     lapic->timer_initial = state->timer_initial;
     lapic->timer_divide = state->timer_divide;
     lapic->timer_expiry_ns = state->timer_expiry_ns;

@@ -61,8 +61,12 @@ void x86_lapic_timer_run(struct x86_lapic *lapic)
 
 uint64_t x86_lapic_next_ns(struct x86_lapic *lapic)
 {
+    uint32_t lvt = lapic->lvt[X86_LVT_TIMER];
     uint64_t next = lapic->timer_expiry_ns;
 
+    /* Masked, or not yet taken: nothing new will come of it. The count is kept when it is read. */
+    if ((lvt & LVT_MASKED) || (lapic->irr[(lvt & 0xff) / 32] >> lvt % 32 & 1))
+        return UINT64_MAX;
     if (lapic->tsc_deadline) {
         uint64_t tsc = lapic->config.ops->tsc(lapic->config.context);
         uint64_t left = tsc < lapic->tsc_deadline ? lapic->tsc_deadline - tsc : 0;

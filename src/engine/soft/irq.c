@@ -30,11 +30,19 @@ void soft_wake(struct engine_vcpu *vcpu)
         futex(&vcpu->attention, FUTEX_WAKE, 1, NULL);
 }
 
-void soft_wake_all(void *context)
+void soft_notify(struct engine_vcpu *vcpu)
+{
+    atomic_store(&vcpu->attention, 1);
+}
+
+/* One that begins to run after the look sees the section itself. */
+void soft_stop_running(void *context)
 {
     struct engine_vm *vm = context;
-    for (unsigned i = 0; i < vm->vcpu_count; i++)
-        soft_wake(vm->vcpu[i]);
+    for (unsigned i = 0; i < vm->vcpu_count; i++) {
+        if (atomic_load(&vm->vcpu[i]->member.running))
+            soft_notify(vm->vcpu[i]);
+    }
 }
 
 void soft_wait(struct engine_vcpu *vcpu)

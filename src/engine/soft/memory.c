@@ -74,7 +74,7 @@ static void post_drop_all(struct engine_vcpu *vcpu)
     vcpu->post_count = SOFT_POSTS_MAX + 1;
     atomic_store(&vcpu->posted, true);
     pthread_mutex_unlock(&vcpu->post_lock);
-    soft_wake(vcpu);
+    soft_notify(vcpu);
 }
 
 /* Exclusive. Nothing of the old map stays in any TLB, nor any block. */
@@ -236,7 +236,7 @@ static void post_drop(struct engine_vcpu *vcpu, uint64_t page)
         vcpu->post_count = SOFT_POSTS_MAX + 1;
     atomic_store(&vcpu->posted, true);
     pthread_mutex_unlock(&vcpu->post_lock);
-    soft_wake(vcpu);
+    soft_notify(vcpu);
 }
 
 void soft_take_posts(struct engine_vcpu *vcpu)

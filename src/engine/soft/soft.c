@@ -67,7 +67,7 @@ static int vm_create(const struct engine_vm_config *config, struct engine_vm **o
         return err_set(err, ENOMEM, "out of memory");
     vm->config = *config;
     vm->tsc_hz = config->tsc_hz ? config->tsc_hz : DEFAULT_TSC_HZ;
-    exclusive_init(&vm->exclusive, soft_wake_all, vm);
+    exclusive_init(&vm->exclusive, soft_stop_running, vm);
     int error = soft_memory_create(vm);
     if (!error)
         error = create_decoder(vm, err);

@@ -20,7 +20,7 @@
 
 #define SOFT_SLOTS_MAX  64
 #define SOFT_PAGE_LOCKS 64
-#define SOFT_POSTS_MAX  32
+#define SOFT_POSTS_MAX  1024
 
 /*
  * A slot and what is known of each of its pages. `code`: a bit per 64 bytes from which some vCPU
@@ -134,7 +134,9 @@ void soft_take_posts(struct engine_vcpu *vcpu);
 
 extern const struct x86_lapic_ops soft_lapic_ops;
 void soft_wake(struct engine_vcpu *vcpu); /* any thread, async-signal-safe */
-void soft_wake_all(void *vm);
+/* The same for what a sleeping vCPU may as well look at when something else wakes it. */
+void soft_notify(struct engine_vcpu *vcpu);
+void soft_stop_running(void *vm); /* struct exclusive's stop */
 void soft_send_msi(struct engine_vm *vm, uint64_t address, uint32_t data);
 void soft_set_extint(struct engine_vm *vm, bool level);
 void soft_inject_nmi(struct engine_vcpu *vcpu);
