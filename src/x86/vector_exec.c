@@ -3,9 +3,9 @@
  * SIMD floating-point exceptions, the MMX state. The CPU's thread.
  * SDM vol. 1 chapters 9 (MMX) and 11.5 (SIMD exceptions), vol. 3 chapter 13, vol. 2 section 2.5.
  *
- * Deviations, as the host always runs with exceptions masked: an unmasked overflow or underflow sets
- * the precision flag as the masked one does; DPPS and DPPD report the exceptions of all their steps
- * together.
+ * Deviations, as the host always runs with exceptions masked: an unmasked overflow or underflow
+ * sets the precision flag as the masked one does; DPPS and DPPD report the exceptions of all their
+ * steps together.
  */
 #include "x86/vector_int.h"
 
