@@ -100,6 +100,7 @@ void x86_cpu_update_mode(struct x86_cpu *cpu)
     cpu->decode_mode.code_size = cpu->code_size;
     cpu->decode_mode.real_or_v86 = !cpu->protected_mode || cpu->v86;
     cpu->mmu = data_mmu(cpu);
+    cpu->tlb_now = cpu->tlb[cpu->mmu];
     cpu->debug_active = (s->rflags & (X86_TF | X86_RF)) || (s->dr7 & 0xff);
     update_segments(cpu);
 }

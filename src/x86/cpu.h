@@ -115,6 +115,7 @@ struct x86_cpu {
     uint8_t flat_read, flat_write; /* bit per enum x86_seg: no check needed, only add the base */
     uint64_t seg_base[6];          /* what to add: zero for CS, DS, ES, SS in 64-bit mode */
     struct x86_decode_mode decode_mode;
+    struct x86_tlb_entry *tlb_now; /* tlb[mmu] */
 
     /* The caller's loop stops after the present instruction when this is set, and clears it. */
     bool end_block;

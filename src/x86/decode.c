@@ -368,6 +368,8 @@ enum x86_decode_result x86_decode(const struct x86_decoder *decoder,
                               .length = z.length,
                               .address_size = z.address_width / 8,
                               .flags = insn_flags(&z)};
+    if (mode->code_size == 8 && out->address_size == 8)
+        out->flags |= X86_INSN_FLAT64;
     out->size = operand_size(&d);
     fill_operands(&d, out);
     if (!isa_present(&decoder->features, z.meta.isa_set) || !encoding_allowed(&d) ||

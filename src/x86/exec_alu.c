@@ -42,6 +42,39 @@ ALWAYS_INLINE void run_mi(struct x86_cpu *cpu, const struct x86_insn *insn, unsi
     mem_modify(cpu, x86_operand_la(cpu, insn, size, X86_WRITE), size, op, insn->imm);
 }
 
+/* The fast halves; false: not done. */
+ALWAYS_INLINE bool fast_run_rm(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size,
+                               host_binary *op)
+{
+    const char *p = fast_read(cpu, insn, size);
+    if (unlikely(!p))
+        return false;
+    uint64_t a = reg_read(cpu, insn->dst, size);
+    reg_write(cpu, insn->dst, size, op(a, host_load(p, size), &cpu->s.rflags));
+    return true;
+}
+
+ALWAYS_INLINE bool fast_run_mr(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size,
+                               host_binary *op)
+{
+    char *p = fast_write(cpu, insn, size);
+    if (unlikely(!p))
+        return false;
+    uint64_t b = reg_read(cpu, insn->dst, size);
+    host_store(p, size, op(host_load(p, size), b, &cpu->s.rflags));
+    return true;
+}
+
+ALWAYS_INLINE bool fast_run_mi(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size,
+                               host_binary *op)
+{
+    char *p = fast_write(cpu, insn, size);
+    if (unlikely(!p))
+        return false;
+    host_store(p, size, op(host_load(p, size), insn->imm, &cpu->s.rflags));
+    return true;
+}
+
 /* CMP and TEST write flags only. */
 ALWAYS_INLINE void look_rr(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size,
                            host_binary *op)
@@ -75,16 +108,58 @@ ALWAYS_INLINE void look_mi(struct x86_cpu *cpu, const struct x86_insn *insn, uns
     op(mem_load(cpu, insn, size), insn->imm, &cpu->s.rflags);
 }
 
+ALWAYS_INLINE bool fast_look_rm(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size,
+                                host_binary *op)
+{
+    const char *p = fast_read(cpu, insn, size);
+    if (unlikely(!p))
+        return false;
+    op(reg_read(cpu, insn->dst, size), host_load(p, size), &cpu->s.rflags);
+    return true;
+}
+
+ALWAYS_INLINE bool fast_look_mr(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size,
+                                host_binary *op)
+{
+    const char *p = fast_read(cpu, insn, size);
+    if (unlikely(!p))
+        return false;
+    op(host_load(p, size), reg_read(cpu, insn->dst, size), &cpu->s.rflags);
+    return true;
+}
+
+ALWAYS_INLINE bool fast_look_mi(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size,
+                                host_binary *op)
+{
+    const char *p = fast_read(cpu, insn, size);
+    if (unlikely(!p))
+        return false;
+    op(host_load(p, size), insn->imm, &cpu->s.rflags);
+    return true;
+}
+
 /* add_rr_4 and so on: KIND is run or look */
 #define HANDLER(kind, name, form, n)                                                               \
     static void name##_##form##_##n(struct x86_cpu *cpu, const struct x86_insn *insn)              \
     {                                                                                              \
         kind##_##form(cpu, insn, n, host_##name##_##n);                                            \
     }
+#define FAST_HANDLER(kind, name, form, n)                                                          \
+    NO_INLINE void name##_##form##_##n##_whole(struct x86_cpu *cpu, const struct x86_insn *insn)   \
+    {                                                                                              \
+        kind##_##form(cpu, insn, n, host_##name##_##n);                                            \
+    }                                                                                              \
+    static void name##_##form##_##n(struct x86_cpu *cpu, const struct x86_insn *insn)              \
+    {                                                                                              \
+        if (unlikely(!fast_##kind##_##form(cpu, insn, n, host_##name##_##n)))                      \
+            name##_##form##_##n##_whole(cpu, insn);                                                \
+    }
 #define HANDLERS_SIZE(kind, name, n)                                                               \
     HANDLER(kind, name, rr, n)                                                                     \
     HANDLER(kind, name, ri, n)                                                                     \
-    HANDLER(kind, name, rm, n) HANDLER(kind, name, mr, n) HANDLER(kind, name, mi, n)
+    FAST_HANDLER(kind, name, rm, n)                                                                \
+    FAST_HANDLER(kind, name, mr, n)                                                                \
+    FAST_HANDLER(kind, name, mi, n)
 #define SIZES(name, form)                                                                          \
     {                                                                                              \
         name##_##form##_1, name##_##form##_2, name##_##form##_4, name##_##form##_8                 \

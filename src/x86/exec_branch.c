@@ -161,9 +161,17 @@ ALWAYS_INLINE void do_ret(struct x86_cpu *cpu, unsigned size, uint64_t release)
     {                                                                                              \
         cpu->next_rip = target_of(cpu, n, mem_load(cpu, insn, n));                                 \
     }                                                                                              \
-    static void call_i_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                       \
+    NO_INLINE void call_i_##n##_whole(struct x86_cpu *cpu, const struct x86_insn *insn)            \
     {                                                                                              \
         do_call(cpu, n, cpu->next_rip + insn->imm);                                                \
+    }                                                                                              \
+    static void call_i_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                       \
+    {                                                                                              \
+        uint64_t target = cpu->next_rip + insn->imm;                                               \
+        if (n == 8 && likely(is_canonical(target)) && likely(fast_push_8(cpu, cpu->next_rip)))     \
+            cpu->next_rip = target;                                                                \
+        else                                                                                       \
+            call_i_##n##_whole(cpu, insn);                                                         \
     }                                                                                              \
     static void call_r_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                       \
     {                                                                                              \
@@ -173,9 +181,19 @@ ALWAYS_INLINE void do_ret(struct x86_cpu *cpu, unsigned size, uint64_t release)
     {                                                                                              \
         do_call(cpu, n, mem_load(cpu, insn, n));                                                   \
     }                                                                                              \
-    static void ret_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                          \
+    NO_INLINE void ret_##n##_whole(struct x86_cpu *cpu, const struct x86_insn *insn)               \
     {                                                                                              \
         do_ret(cpu, n, 0);                                                                         \
+    }                                                                                              \
+    static void ret_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                          \
+    {                                                                                              \
+        const char *p = n == 8 ? fast_top_8(cpu) : NULL;                                           \
+        if (unlikely(!p) || unlikely(!is_canonical(load_le64(p)))) {                               \
+            ret_##n##_whole(cpu, insn);                                                            \
+            return;                                                                                \
+        }                                                                                          \
+        cpu->next_rip = load_le64(p);                                                              \
+        cpu->s.gpr[X86_RSP] += 8;                                                                  \
     }                                                                                              \
     static void ret_i_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                        \
     {                                                                                              \

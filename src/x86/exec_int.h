@@ -110,10 +110,37 @@ ALWAYS_INLINE void mem_store(struct x86_cpu *cpu, const struct x86_insn *insn, u
 /* Host address of bytes that hit in the TLB for writing; NULL: go the slow way. */
 ALWAYS_INLINE char *write_pointer(struct x86_cpu *cpu, uint64_t la, unsigned size)
 {
-    const struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, (enum x86_mmu)cpu->mmu);
-    if (likely(e->write == (la & PAGE_MASK) && (la & ~PAGE_MASK) <= PAGE_SIZE - size))
-        return (char *)(la + e->addend);
-    return NULL;
+    const struct x86_tlb_entry *e = &cpu->tlb_now[la >> PAGE_SHIFT & (X86_TLB_SIZE - 1)];
+    return x86_tlb_hit(e->write, la, size) ? (char *)(la + e->addend) : NULL;
+}
+
+ALWAYS_INLINE const char *read_pointer(struct x86_cpu *cpu, uint64_t la, unsigned size)
+{
+    const struct x86_tlb_entry *e = &cpu->tlb_now[la >> PAGE_SHIFT & (X86_TLB_SIZE - 1)];
+    return x86_tlb_hit(e->read, la, size) ? (const char *)(la + e->addend) : NULL;
+}
+
+/*
+ * The hot handlers come in two: the fast one for the memory operand of 64-bit code that hits in the
+ * TLB, which calls nothing, and the whole one, which it ends in otherwise.
+ */
+ALWAYS_INLINE uint64_t fast_la(const struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+    const char *regs = (const char *)cpu;
+    return load_le64(regs + insn->base) + (load_le64(regs + insn->index) << insn->scale) +
+           (uint64_t)(int64_t)insn->disp + cpu->seg_base[insn->seg];
+}
+
+ALWAYS_INLINE const char *fast_read(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size)
+{
+    return likely(insn->flags & X86_INSN_FLAT64) ? read_pointer(cpu, fast_la(cpu, insn), size)
+                                                 : NULL;
+}
+
+ALWAYS_INLINE char *fast_write(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size)
+{
+    return likely(insn->flags & X86_INSN_FLAT64) ? write_pointer(cpu, fast_la(cpu, insn), size)
+                                                 : NULL;
 }
 
 ALWAYS_INLINE uint64_t host_load(const void *p, unsigned size)

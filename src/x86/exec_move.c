@@ -12,6 +12,42 @@
     }
 #define FOR_SIZES(M) M(1) M(2) M(4) M(8)
 
+/* Loads and stores, each in its fast and its whole form. */
+#define LOAD_HANDLER(name, from, to, extend)                                                       \
+    NO_INLINE void name##_whole(struct x86_cpu *cpu, const struct x86_insn *insn)                  \
+    {                                                                                              \
+        uint64_t value = mem_load(cpu, insn, from);                                                \
+        reg_write(cpu, insn->dst, to, extend(value));                                              \
+    }                                                                                              \
+    static void name(struct x86_cpu *cpu, const struct x86_insn *insn)                             \
+    {                                                                                              \
+        const char *p = fast_read(cpu, insn, from);                                                \
+        if (unlikely(!p)) {                                                                        \
+            name##_whole(cpu, insn);                                                               \
+            return;                                                                                \
+        }                                                                                          \
+        uint64_t value = host_load(p, from);                                                       \
+        reg_write(cpu, insn->dst, to, extend(value));                                              \
+    }
+#define STORE_HANDLER(name, size, value)                                                           \
+    NO_INLINE void name##_whole(struct x86_cpu *cpu, const struct x86_insn *insn)                  \
+    {                                                                                              \
+        mem_store(cpu, insn, size, value);                                                         \
+    }                                                                                              \
+    static void name(struct x86_cpu *cpu, const struct x86_insn *insn)                             \
+    {                                                                                              \
+        char *p = fast_write(cpu, insn, size);                                                     \
+        if (unlikely(!p)) {                                                                        \
+            name##_whole(cpu, insn);                                                               \
+            return;                                                                                \
+        }                                                                                          \
+        host_store(p, size, value);                                                                \
+    }
+
+#define SIGNED_1(v) sign_extend(v, 1)
+#define SIGNED_2(v) sign_extend(v, 2)
+#define SIGNED_4(v) sign_extend(v, 4)
+
 /* --- MOV --- */
 
 #define MOV_HANDLERS(n)                                                                            \
@@ -23,18 +59,9 @@
     {                                                                                              \
         reg_write(cpu, insn->dst, n, insn->imm);                                                   \
     }                                                                                              \
-    static void mov_rm_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                       \
-    {                                                                                              \
-        reg_write(cpu, insn->dst, n, mem_load(cpu, insn, n));                                      \
-    }                                                                                              \
-    static void mov_mr_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                       \
-    {                                                                                              \
-        mem_store(cpu, insn, n, reg_read(cpu, insn->dst, n));                                      \
-    }                                                                                              \
-    static void mov_mi_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                       \
-    {                                                                                              \
-        mem_store(cpu, insn, n, insn->imm);                                                        \
-    }                                                                                              \
+    LOAD_HANDLER(mov_rm_##n, n, n, )                                                               \
+    STORE_HANDLER(mov_mr_##n, n, reg_read(cpu, insn->dst, n))                                      \
+    STORE_HANDLER(mov_mi_##n, n, insn->imm)                                                        \
     /* The offset of the form without ModRM, up to 64 bits, is in imm. */                          \
     static void mov_ro_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                       \
     {                                                                                              \
@@ -92,17 +119,11 @@ static bool bind_movnti(const struct x86_decode *d, struct x86_insn *out)
     {                                                                                              \
         reg_write(cpu, insn->dst, n, reg_read(cpu, insn->src, s));                                 \
     }                                                                                              \
-    static void movzx_rm_##s##n(struct x86_cpu *cpu, const struct x86_insn *insn)                  \
-    {                                                                                              \
-        reg_write(cpu, insn->dst, n, mem_load(cpu, insn, s));                                      \
-    }                                                                                              \
+    LOAD_HANDLER(movzx_rm_##s##n, s, n, )                                                          \
+    LOAD_HANDLER(movsx_rm_##s##n, s, n, SIGNED_##s)                                                \
     static void movsx_rr_##s##n(struct x86_cpu *cpu, const struct x86_insn *insn)                  \
     {                                                                                              \
         reg_write(cpu, insn->dst, n, sign_extend(reg_read(cpu, insn->src, s), s));                 \
-    }                                                                                              \
-    static void movsx_rm_##s##n(struct x86_cpu *cpu, const struct x86_insn *insn)                  \
-    {                                                                                              \
-        reg_write(cpu, insn->dst, n, sign_extend(mem_load(cpu, insn, s), s));                      \
     }
 EXTEND(1, 2);
 EXTEND(1, 4);

@@ -24,9 +24,14 @@ static unsigned stack_index(const struct x86_decode *d)
 /* --- PUSH, POP --- */
 
 #define PUSH_POP(n)                                                                                \
-    static void push_r_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                       \
+    NO_INLINE void push_r_##n##_whole(struct x86_cpu *cpu, const struct x86_insn *insn)            \
     {                                                                                              \
         stack_push(cpu, n, reg_read(cpu, insn->dst, n));                                           \
+    }                                                                                              \
+    static void push_r_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                       \
+    {                                                                                              \
+        if (n != 8 || unlikely(!fast_push_8(cpu, reg_read(cpu, insn->dst, 8))))                    \
+            push_r_##n##_whole(cpu, insn);                                                         \
     }                                                                                              \
     static void push_i_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                       \
     {                                                                                              \
@@ -41,10 +46,21 @@ static unsigned stack_index(const struct x86_decode *d)
     {                                                                                              \
         stack_push_selector(cpu, n, cpu->s.seg[insn->imm].selector);                               \
     }                                                                                              \
-    static void pop_r_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                        \
+    NO_INLINE void pop_r_##n##_whole(struct x86_cpu *cpu, const struct x86_insn *insn)             \
     {                                                                                              \
         uint64_t value = stack_pop(cpu, n);                                                        \
         reg_write(cpu, insn->dst, n, value); /* after the move: POP RSP */                         \
+    }                                                                                              \
+    static void pop_r_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                        \
+    {                                                                                              \
+        const char *p = n == 8 ? fast_top_8(cpu) : NULL;                                           \
+        if (unlikely(!p)) {                                                                        \
+            pop_r_##n##_whole(cpu, insn);                                                          \
+            return;                                                                                \
+        }                                                                                          \
+        uint64_t value = load_le64(p);                                                             \
+        cpu->s.gpr[X86_RSP] += 8;                                                                  \
+        reg_write(cpu, insn->dst, 8, value);                                                       \
     }                                                                                              \
     /* The address is made with the stack pointer already moved. */                                \
     static void pop_m_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                        \

@@ -37,6 +37,23 @@ ALWAYS_INLINE void stack_poke(struct x86_cpu *cpu, unsigned size, uint64_t delta
     x86_store(cpu, x86_linear(cpu, X86_SS, stack_offset(cpu, delta), size, X86_WRITE), size, value);
 }
 
+/* An operand size of 8 means 64-bit mode: RSP is all there is to the address. */
+ALWAYS_INLINE bool fast_push_8(struct x86_cpu *cpu, uint64_t value)
+{
+    uint64_t rsp = cpu->s.gpr[X86_RSP] - 8;
+    char *p = write_pointer(cpu, rsp, 8);
+    if (unlikely(!p))
+        return false;
+    store_le64(p, value);
+    cpu->s.gpr[X86_RSP] = rsp;
+    return true;
+}
+
+ALWAYS_INLINE const char *fast_top_8(struct x86_cpu *cpu)
+{
+    return read_pointer(cpu, cpu->s.gpr[X86_RSP], 8);
+}
+
 /* Raises what a store there would. */
 ALWAYS_INLINE void stack_probe(struct x86_cpu *cpu, unsigned size, uint64_t delta)
 {

@@ -240,22 +240,22 @@ ALWAYS_INLINE bool goes_on(const struct string *s)
         cpu->s.rflags = flags_join(cpu->s.rflags, ax);                                             \
     }
 
-/* The instruction compares the source with the destination. */
+/* Compares the source with the destination, and reads the destination first, as AMD's do. */
 #define CMPS_SIZE(n, suffix)                                                                       \
     static bool cmps_element_##n(struct string *s)                                                 \
     {                                                                                              \
-        uint64_t a = x86_load(s->cpu, source_la(s), n);                                            \
-        compare_##n(s->cpu, a, x86_load(s->cpu, destination_la(s, X86_READ), n));                  \
+        uint64_t b = x86_load(s->cpu, destination_la(s, X86_READ), n);                             \
+        compare_##n(s->cpu, x86_load(s->cpu, source_la(s), n), b);                                 \
         return goes_on(s);                                                                         \
     }                                                                                              \
     static uint64_t cmps_run_##n(struct string *s, bool *more)                                     \
     {                                                                                              \
         uint8_t *from, *to;                                                                        \
         unsigned seg = s->insn->seg;                                                               \
-        uint64_t a = run_at(s, seg, s->si, source_la(s), X86_READ, &from);                         \
-        if (!a)                                                                                    \
-            return 0;                                                                              \
         uint64_t b = run_at(s, X86_ES, s->di, destination_la(s, X86_READ), X86_READ, &to);         \
+        if (!b)                                                                                    \
+            return 0;                                                                              \
+        uint64_t a = run_at(s, seg, s->si, source_la(s), X86_READ, &from);                         \
         uint64_t count = MIN(s->count, MIN(a, b)), left = count, ax = 0;                           \
         if (!count)                                                                                \
             return 0;                                                                              \

@@ -29,10 +29,11 @@ typedef void x86_handler(struct x86_cpu *cpu, const struct x86_insn *insn);
 
 enum x86_insn_flags {
     X86_INSN_LOCK = 1 << 0,
-    X86_INSN_REP = 1 << 1,   /* F3 on a string instruction */
-    X86_INSN_REPNE = 1 << 2, /* F2 on a string instruction */
-    X86_INSN_MEM = 1 << 3,   /* has a memory operand in seg/base/index/disp */
-    X86_INSN_END = 1 << 4,   /* ends a block: branch, or changes mode, mapping or interrupt state */
+    X86_INSN_REP = 1 << 1,    /* F3 on a string instruction */
+    X86_INSN_REPNE = 1 << 2,  /* F2 on a string instruction */
+    X86_INSN_MEM = 1 << 3,    /* has a memory operand in seg/base/index/disp */
+    X86_INSN_FLAT64 = 1 << 5, /* address size 8 in 64-bit mode: address = segment base + operand */
+    X86_INSN_END = 1 << 4, /* ends a block: branch, or changes mode, mapping or interrupt state */
 };
 
 struct x86_insn {

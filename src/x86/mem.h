@@ -84,10 +84,12 @@ static inline uint64_t x86_linear(struct x86_cpu *cpu, unsigned seg, uint64_t of
                                   enum x86_access access)
 {
     uint8_t flat = access == X86_WRITE ? cpu->flat_write : cpu->flat_read;
+
+    if (likely(cpu->code_size == 8))
+        return cpu->seg_base[seg] + offset;
     if (unlikely(!(flat >> seg & 1)))
         x86_check_segment(cpu, seg, offset, size, access);
-    uint64_t la = cpu->seg_base[seg] + offset;
-    return cpu->code_size == 8 ? la : (uint32_t)la;
+    return (uint32_t)(cpu->seg_base[seg] + offset);
 }
 
 static inline uint64_t x86_operand_la(struct x86_cpu *cpu, const struct x86_insn *insn,
@@ -101,11 +103,18 @@ static inline struct x86_tlb_entry *x86_tlb_slot(struct x86_cpu *cpu, uint64_t l
     return &cpu->tlb[mmu][la >> PAGE_SHIFT & (X86_TLB_SIZE - 1)];
 }
 
+/* Do all `size` bytes at la lie in the page of this tag? la is of the tag's slot, so that the next
+ * page's never matches. */
+static inline bool x86_tlb_hit(uint64_t tag, uint64_t la, unsigned size)
+{
+    return likely(tag == ((la + size - 1) & PAGE_MASK));
+}
+
 /* size is a constant 1, 2, 4 or 8 at each call, so that this folds to one host load. */
 static inline uint64_t x86_load(struct x86_cpu *cpu, uint64_t la, unsigned size)
 {
-    const struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, (enum x86_mmu)cpu->mmu);
-    if (likely(e->read == (la & PAGE_MASK) && (la & ~PAGE_MASK) <= PAGE_SIZE - size)) {
+    const struct x86_tlb_entry *e = &cpu->tlb_now[la >> PAGE_SHIFT & (X86_TLB_SIZE - 1)];
+    if (x86_tlb_hit(e->read, la, size)) {
         const void *p = (const void *)(la + e->addend);
         switch (size) {
         case 1:
@@ -123,8 +132,8 @@ static inline uint64_t x86_load(struct x86_cpu *cpu, uint64_t la, unsigned size)
 
 static inline void x86_store(struct x86_cpu *cpu, uint64_t la, unsigned size, uint64_t value)
 {
-    const struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, (enum x86_mmu)cpu->mmu);
-    if (likely(e->write == (la & PAGE_MASK) && (la & ~PAGE_MASK) <= PAGE_SIZE - size)) {
+    const struct x86_tlb_entry *e = &cpu->tlb_now[la >> PAGE_SHIFT & (X86_TLB_SIZE - 1)];
+    if (x86_tlb_hit(e->write, la, size)) {
         void *p = (void *)(la + e->addend);
         switch (size) {
         case 1:

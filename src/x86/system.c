@@ -344,6 +344,7 @@ static void set_ac(struct x86_cpu *cpu, bool on)
         x86_raise(cpu, X86_UD);
     cpu->s.rflags = on ? cpu->s.rflags | X86_AC : cpu->s.rflags & ~X86_AC;
     cpu->mmu = (uint8_t)x86_mmu_at(cpu, 0);
+    cpu->tlb_now = cpu->tlb[cpu->mmu];
 }
 
 static void run_clac(struct x86_cpu *cpu, const struct x86_insn *insn)
