@@ -94,7 +94,8 @@ void x86_cpu_update_mode(struct x86_cpu *cpu)
     cpu->protected_mode = s->cr0 & X86_CR0_PE;
     cpu->v86 = cpu->protected_mode && (s->rflags & X86_VM);
     cpu->long_mode = s->efer & X86_EFER_LMA;
-    cpu->cpl = !cpu->protected_mode ? 0 : cpu->v86 ? 3 : (ss & X86_SEG_DPL) >> X86_SEG_DPL_SHIFT;
+    unsigned dpl = (ss & X86_SEG_DPL) >> X86_SEG_DPL_SHIFT;
+    cpu->cpl = (uint8_t)(!cpu->protected_mode ? 0 : cpu->v86 ? 3 : dpl);
     cpu->code_size = cpu->long_mode && (cs & X86_SEG_L) ? 8 : cs & X86_SEG_DB ? 4 : 2;
     cpu->stack_size = cpu->code_size == 8 ? 8 : ss & X86_SEG_DB ? 4 : 2;
     cpu->decode_mode.code_size = cpu->code_size;

@@ -64,7 +64,7 @@ void x86_set_real_segment(struct x86_cpu *cpu, unsigned seg, uint16_t selector)
 /* A null selector. SS keeps its DPL, which is the CPL. */
 static void set_null_segment(struct x86_cpu *cpu, unsigned seg, uint16_t selector)
 {
-    uint16_t attr = seg == X86_SS ? (uint16_t)(cpu->cpl << X86_SEG_DPL_SHIFT) : 0;
+    uint16_t attr = (uint16_t)(seg == X86_SS ? cpu->cpl << X86_SEG_DPL_SHIFT : 0);
     cpu->s.seg[seg] = (struct x86_segment) {.selector = selector, .attr = attr};
 }
 

@@ -272,7 +272,7 @@ static bool bitmap_permits(struct x86_cpu *cpu, uint16_t port, unsigned size)
 
 void x86_check_io(struct x86_cpu *cpu, uint16_t port, unsigned size)
 {
-    unsigned iopl = (cpu->s.rflags & X86_IOPL) >> 12;
+    unsigned iopl = (unsigned)((cpu->s.rflags & X86_IOPL) >> 12);
 
     if (cpu->protected_mode && (cpu->v86 || cpu->cpl > iopl) && !bitmap_permits(cpu, port, size))
         x86_raise_error(cpu, X86_GP, 0);
@@ -316,7 +316,7 @@ static bool bind_port(const struct x86_decode *d, struct x86_insn *out)
 
 static void check_iopl(struct x86_cpu *cpu)
 {
-    unsigned iopl = (cpu->s.rflags & X86_IOPL) >> 12;
+    unsigned iopl = (unsigned)((cpu->s.rflags & X86_IOPL) >> 12);
 
     if (cpu->protected_mode && cpu->cpl > iopl)
         x86_raise_error(cpu, X86_GP, 0);
