@@ -196,10 +196,14 @@ do_console() {
 # Waits for the power button.
 do_button() {
     need button evdev && await /dev/input/event0 || return 1
-    say "waiting for the power button"
+    # All are open before anybody is told to press: evdev keeps events only for who has it open.
+    number=3
     for event in /dev/input/event*; do
-        (dd if="$event" of=/dev/null bs=24 count=1 2>/dev/null && : >/tmp/pressed) &
+        eval "exec $number<$event"
+        eval "(dd of=/dev/null bs=24 count=1 <&$number 2>/dev/null && : >/tmp/pressed) &"
+        number=$((number + 1))
     done
+    say "waiting for the power button"
     while [ ! -e /tmp/pressed ]; do
         usleep 20000
     done
