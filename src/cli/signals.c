@@ -26,14 +26,15 @@ void signals_block(void)
     pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-static void press_or_stop(struct signals *signals)
+static void press_or_stop(struct signals *signals, const struct signalfd_siginfo *info)
 {
     if (signals->pressed) {
         machine_request_end(signals->machine, MACHINE_END_USER);
         return;
     }
     signals->pressed = true;
-    log_notice("pressing the power button; another signal stops the VM at once");
+    log_notice("signal %u from process %u: pressing the power button; another one stops the VM",
+               info->ssi_signo, info->ssi_pid);
     machine_press_power_button(signals->machine);
 }
 
@@ -47,12 +48,12 @@ static void stop_process(struct signals *signals)
         console_terminal_raw(signals->terminal);
 }
 
-static void handle_signal(struct signals *signals, uint32_t number)
+static void handle_signal(struct signals *signals, const struct signalfd_siginfo *info)
 {
-    switch (number) {
+    switch (info->ssi_signo) {
     case SIGTERM:
     case SIGHUP:
-        press_or_stop(signals);
+        press_or_stop(signals, info);
         break;
     case SIGINT:
         machine_request_end(signals->machine, MACHINE_END_USER);
@@ -72,7 +73,7 @@ static void on_readable(struct loop_watch *watch, uint32_t events)
     struct signals *signals = container_of(watch, struct signals, watch);
     struct signalfd_siginfo info;
     while (read(watch->fd, &info, sizeof info) == sizeof info)
-        handle_signal(signals, info.ssi_signo);
+        handle_signal(signals, &info);
 }
 
 int signals_start(struct signals *signals, struct machine *machine,
