@@ -55,6 +55,7 @@ static void step(struct x86_cpu *cpu)
     cpu->next_rip = rip_after(cpu, insn.length);
     cpu->s.interrupt_shadow = false; /* a new one may begin */
     cpu->s.shadow_is_mov_ss = false;
+    cpu->end_block = false; /* what came before has ended */
     insn.run(cpu, &insn);
     cpu->s.rip = cpu->next_rip;
     if (debug)
