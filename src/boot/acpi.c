@@ -151,15 +151,15 @@ static void fill_fadt_blocks(uint8_t *t)
     io_register(t + 220, PLATFORM_GPE0, PLATFORM_GPE0_SIZE, 1);
 }
 
-#define FADT_WBINVD        BIT(0)
-#define FADT_C1            BIT(2)
-#define FADT_NO_SLEEP_BTN  BIT(5) /* no fixed-feature sleep button */
-#define FADT_NO_RTC_WAKE   BIT(6)
-#define FADT_RESET_REG     BIT(10)
-#define BOOT_LEGACY        BIT(0)
-#define BOOT_8042          BIT(1)
-#define BOOT_NO_VGA        BIT(2)
-#define BOOT_NO_ASPM       BIT(4)
+#define FADT_WBINVD       BIT(0)
+#define FADT_C1           BIT(2)
+#define FADT_NO_SLEEP_BTN BIT(5) /* no fixed-feature sleep button */
+#define FADT_NO_RTC_WAKE  BIT(6)
+#define FADT_RESET_REG    BIT(10)
+#define BOOT_LEGACY       BIT(0)
+#define BOOT_8042         BIT(1)
+#define BOOT_NO_VGA       BIT(2)
+#define BOOT_NO_ASPM      BIT(4)
 
 static size_t build_fadt(struct builder *b, size_t facs, size_t dsdt)
 {

@@ -54,6 +54,8 @@ struct pic_chip {
     uint8_t elcr;
 };
 
+_Static_assert(sizeof(struct pic_chip) == 14, "saved as it is, so without padding");
+
 struct pic {
     struct device device;
     struct irq_sink sink;

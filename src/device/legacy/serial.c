@@ -67,6 +67,8 @@ struct serial_fifo {
     uint8_t first, count;
 };
 
+_Static_assert(sizeof(struct serial_fifo) == 18, "saved as it is, so without padding");
+
 struct serial {
     struct device device;
     struct legacy_range range;
