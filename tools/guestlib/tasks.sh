@@ -193,20 +193,14 @@ do_console() {
     need virtio_pci virtio_console && await /dev/hvc0 && echo "parat-guest: hvc0" >/dev/hvc0
 }
 
-# Waits for the power button.
+# Waits for the power button. A press that comes before somebody listens is lost, so it opens first.
 do_button() {
     need button evdev && await /dev/input/event0 || return 1
-    # All are open before anybody is told to press: evdev keeps events only for who has it open.
-    number=3
-    for event in /dev/input/event*; do
-        eval "exec $number<$event"
-        eval "(dd of=/dev/null bs=24 count=1 <&$number 2>/dev/null && : >/tmp/pressed) &"
-        number=$((number + 1))
+    for event in /sys/class/input/event*; do
+        [ "$(cat "$event"/device/name)" != "Power Button" ] || exec 3<"/dev/input/${event##*/}"
     done
     say "waiting for the power button"
-    while [ ! -e /tmp/pressed ]; do
-        usleep 20000
-    done
+    dd bs=24 count=1 of=/dev/null <&3 2>/dev/null
 }
 
 # Does nothing for ever, without using the CPU; and the same, using it.
