@@ -290,12 +290,20 @@ static uint8_t insn_flags(const ZydisDecodedInstruction *z)
     return flags;
 }
 
+/* VPEXTRQ and VPINSRQ; Zydis takes them for the 32-bit ones elsewhere, AMD's processors do not. */
+static bool needs_64_bit(const struct x86_decode *d)
+{
+    return d->mode->code_size != 8 && d->z->raw.vex.W &&
+           d->z->opcode_map == ZYDIS_OPCODE_MAP_0F3A &&
+           (d->z->opcode == 0x16 || d->z->opcode == 0x22);
+}
+
 /* Encodings that are there or not whatever the mnemonic is. */
 static bool encoding_allowed(const struct x86_decode *d)
 {
     ZydisInstructionEncoding e = d->z->encoding;
     if (e == ZYDIS_INSTRUCTION_ENCODING_VEX)
-        return !d->mode->real_or_v86;
+        return !d->mode->real_or_v86 && !needs_64_bit(d);
     return e == ZYDIS_INSTRUCTION_ENCODING_LEGACY;
 }
 

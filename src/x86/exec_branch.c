@@ -103,13 +103,27 @@ static void loop(struct x86_cpu *cpu, const struct x86_insn *insn)
     cpu->next_rip = target;
 }
 
+/* AMD's processors have F3 and F2 decide between LOOPE and LOOPNE, the last one when both are
+ * there. */
+static uintptr_t loop_condition(const ZydisDecodedInstruction *z)
+{
+    uintptr_t want = z->mnemonic == ZYDIS_MNEMONIC_LOOPE ? 1 : 2;
+
+    if (z->mnemonic == ZYDIS_MNEMONIC_LOOP)
+        return 0;
+    for (unsigned i = 0; i < z->raw.prefix_count; i++) {
+        if (z->raw.prefixes[i].value == 0xf3)
+            want = 1;
+        else if (z->raw.prefixes[i].value == 0xf2)
+            want = 2;
+    }
+    return want;
+}
+
 static bool bind_loop(const struct x86_decode *d, struct x86_insn *out)
 {
-    ZydisMnemonic m = d->z->mnemonic;
     out->size = (uint8_t)branch_size(d);
-    out->aux = (void *)(uintptr_t)(m == ZYDIS_MNEMONIC_LOOPE    ? 1
-                                   : m == ZYDIS_MNEMONIC_LOOPNE ? 2
-                                                                : 0);
+    out->aux = (void *)loop_condition(d->z);
     out->run = loop;
     return true;
 }

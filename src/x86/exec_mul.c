@@ -3,6 +3,7 @@
  * SDM vol. 1 section 7.3.2. Division errors are found before the host divides, so it never faults.
  */
 #include "x86/exec_int.h"
+#include "x86/host_alu.h"
 
 #define SIZES(name)                                                                                \
     {                                                                                              \
@@ -209,73 +210,79 @@ static bool bind_mulx(const struct x86_decode *d, struct x86_insn *out)
     return true;
 }
 
-/* --- decimal: the host has none of these in 64-bit mode; undefined flags are cleared --- */
+/*
+ * --- decimal: the host has none of these in 64-bit mode ---
+ *
+ * The flags that the manuals leave undefined are AMD's: those of the addition or subtraction that
+ * the adjustment is.
+ */
 
-static void set_result_flags(struct x86_cpu *cpu, uint64_t others)
+enum { ADJUST_MASK = X86_CF | X86_AF };
+
+/* AAA and AAS: a 16-bit addition of 106, or of nothing. */
+static void ascii_adjust(struct x86_cpu *cpu, host_binary *operate)
 {
-    uint8_t al = (uint8_t)cpu->s.gpr[X86_RAX];
-    uint64_t flags = others;
+    uint64_t ax = gpr_read(cpu, X86_RAX, 2), flags = cpu->s.rflags;
+    bool adjust = (ax & 15) > 9 || flags & X86_AF;
 
-    flags |= al ? 0 : X86_ZF;
-    flags |= al & 0x80 ? X86_SF : 0;
-    flags |= __builtin_parity(al) ? 0 : X86_PF;
-    cpu->s.rflags = (cpu->s.rflags & ~X86_STATUS_FLAGS) | flags;
+    ax = operate(ax, adjust ? 0x106 : 0, &flags);
+    cpu->s.rflags = (flags & ~(uint64_t)ADJUST_MASK) | (adjust ? ADJUST_MASK : 0);
+    gpr_write(cpu, X86_RAX, 2, ax & 0xff0f);
 }
 
-/* AAA, AAS: sign is 1 or -1 */
-static void ascii_adjust(struct x86_cpu *cpu, int sign)
+static uint64_t add_2(uint64_t a, uint64_t b, uint64_t *rflags)
 {
-    uint16_t ax = (uint16_t)cpu->s.gpr[X86_RAX];
-    uint64_t carry = 0;
+    return host_add_2(a, b, rflags);
+}
 
-    if ((ax & 15) > 9 || cpu->s.rflags & X86_AF) {
-        ax = (uint16_t)(ax + sign * 0x106);
-        carry = X86_AF | X86_CF;
-    }
-    gpr_write(cpu, X86_RAX, 2, ax & 0xff0f);
-    set_result_flags(cpu, carry);
+static uint64_t sub_2(uint64_t a, uint64_t b, uint64_t *rflags)
+{
+    return host_sub_2(a, b, rflags);
 }
 
 static void aaa(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-    ascii_adjust(cpu, 1);
+    ascii_adjust(cpu, add_2);
 }
 
 static void aas(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-    ascii_adjust(cpu, -1);
+    ascii_adjust(cpu, sub_2);
 }
 
-/* DAA, DAS */
-static void decimal_adjust(struct x86_cpu *cpu, int sign)
+/* What DAA adds and DAS subtracts. */
+static uint64_t decimal_adjustment(const struct x86_cpu *cpu)
 {
-    uint8_t old = (uint8_t)cpu->s.gpr[X86_RAX], al = old;
-    bool cf = cpu->s.rflags & X86_CF;
-    uint64_t flags = 0;
+    uint64_t al = gpr_read(cpu, X86_RAX, 1), adjustment = 0;
 
-    if ((old & 15) > 9 || cpu->s.rflags & X86_AF) {
-        al = (uint8_t)(al + sign * 6);
-        flags |= X86_AF;
-        /* Only DAS lets the borrow of the low digit through. */
-        if (sign < 0 && old < 6)
-            flags |= X86_CF;
-    }
-    if (old > 0x99 || cf) {
-        al = (uint8_t)(al + sign * 0x60);
-        flags |= X86_CF;
-    }
-    gpr_write(cpu, X86_RAX, 1, al);
-    set_result_flags(cpu, flags);
+    if ((al & 15) > 9 || cpu->s.rflags & X86_AF)
+        adjustment = 6;
+    if (al > 0x99 || cpu->s.rflags & X86_CF)
+        adjustment += 0x60;
+    return adjustment;
 }
 
 static void daa(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-    decimal_adjust(cpu, 1);
+    uint64_t adjustment = decimal_adjustment(cpu), flags = cpu->s.rflags;
+
+    gpr_write(cpu, X86_RAX, 1, host_add_1(gpr_read(cpu, X86_RAX, 1), adjustment, &flags));
+    flags &= ~(uint64_t)ADJUST_MASK;
+    flags |= adjustment & 6 ? X86_AF : 0;
+    cpu->s.rflags = flags | (adjustment & 0x60 ? X86_CF : 0);
 }
 
+/* Here the borrow of the low digit counts, too. */
 static void das(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-    decimal_adjust(cpu, -1);
+    uint64_t adjustment = decimal_adjustment(cpu), flags = cpu->s.rflags;
+    uint64_t al = gpr_read(cpu, X86_RAX, 1);
+    bool borrow = (adjustment & 6) > al;
+
+    gpr_write(cpu, X86_RAX, 1, host_sub_1(al, adjustment, &flags));
+    flags &= ~(uint64_t)ADJUST_MASK;
+    flags |= adjustment & 6 ? X86_AF : 0;
+    cpu->s.rflags = flags | (adjustment & 0x60 || borrow ? X86_CF : 0);
 }
 
 static void aam(struct x86_cpu *cpu, const struct x86_insn *insn)
@@ -285,14 +292,13 @@ static void aam(struct x86_cpu *cpu, const struct x86_insn *insn)
     if (!base)
         x86_raise(cpu, X86_DE);
     gpr_write(cpu, X86_RAX, 2, (uint64_t)(al / base) << 8 | al % base);
-    set_result_flags(cpu, 0);
+    host_add_1(al % base, 0, &cpu->s.rflags);
 }
 
 static void aad(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-    uint64_t rax = cpu->s.gpr[X86_RAX];
-    gpr_write(cpu, X86_RAX, 2, (rax + (rax >> 8 & 0xff) * insn->imm) & 0xff);
-    set_result_flags(cpu, 0);
+    uint64_t ax = gpr_read(cpu, X86_RAX, 2);
+    gpr_write(cpu, X86_RAX, 2, host_add_1(ax, (ax >> 8) * insn->imm, &cpu->s.rflags) & 0xff);
 }
 
 #define BIND_ONE(name)                                                                             \

@@ -41,10 +41,10 @@ static unsigned stack_index(const struct x86_decode *d)
     {                                                                                              \
         stack_push(cpu, n, mem_load(cpu, insn, n));                                                \
     }                                                                                              \
-    /* imm: number of the segment register */                                                      \
+    /* imm: number of the segment register. AMD's processors write the whole slot. */              \
     static void push_s_##n(struct x86_cpu *cpu, const struct x86_insn *insn)                       \
     {                                                                                              \
-        stack_push_selector(cpu, n, cpu->s.seg[insn->imm].selector);                               \
+        stack_push(cpu, n, cpu->s.seg[insn->imm].selector);                                        \
     }                                                                                              \
     NO_INLINE void pop_r_##n##_whole(struct x86_cpu *cpu, const struct x86_insn *insn)             \
     {                                                                                              \
@@ -78,17 +78,6 @@ static unsigned stack_index(const struct x86_decode *d)
         x86_load_segment(cpu, (unsigned)insn->imm, (uint16_t)selector);                            \
         stack_move(cpu, n);                                                                        \
     }
-
-/* A selector is written as 16 bits: what is above it in its slot stays as it was. */
-ALWAYS_INLINE void stack_push_selector(struct x86_cpu *cpu, unsigned size, uint16_t selector)
-{
-    if (size == 4) {
-        stack_poke(cpu, 2, -(uint64_t)size, selector);
-        stack_move(cpu, -(uint64_t)size);
-    } else {
-        stack_push(cpu, size, selector);
-    }
-}
 
 FOR_SIZES(PUSH_POP);
 

@@ -87,7 +87,8 @@ static inline uint64_t x86_linear(struct x86_cpu *cpu, unsigned seg, uint64_t of
 
     if (likely(cpu->code_size == 8))
         return cpu->seg_base[seg] + offset;
-    if (unlikely(!(flat >> seg & 1)))
+    /* Flat segments end at 4 GiB, too. */
+    if (unlikely(!(flat >> seg & 1) || offset + size - 1 > UINT32_MAX))
         x86_check_segment(cpu, seg, offset, size, access);
     return (uint32_t)(cpu->seg_base[seg] + offset);
 }

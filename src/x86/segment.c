@@ -258,17 +258,16 @@ static void run_verw(struct x86_cpu *cpu, const struct x86_insn *insn)
 static void run_arpl(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     bool mem = insn->flags & X86_INSN_MEM;
-    uint64_t la = mem ? x86_operand_la(cpu, insn, 2, X86_WRITE) : 0;
+    uint64_t la = mem ? x86_operand_la(cpu, insn, 2, X86_READ) : 0;
     uint16_t rpl = (uint16_t)(reg_read(cpu, mem ? insn->dst : insn->src, 2) & X86_SELECTOR_RPL);
 
-    if (mem)
-        x86_probe_write(cpu, la, 2);
+    /* Written only when it changes, so a fault of the read is one of a read. */
     uint16_t selector = (uint16_t)(mem ? x86_load(cpu, la, 2) : reg_read(cpu, insn->dst, 2));
     bool lower = (selector & X86_SELECTOR_RPL) < rpl;
     if (lower) {
         selector = (uint16_t)((selector & ~X86_SELECTOR_RPL) | rpl);
         if (mem)
-            x86_store(cpu, la, 2, selector);
+            x86_store(cpu, x86_operand_la(cpu, insn, 2, X86_WRITE), 2, selector);
         else
             reg_write(cpu, insn->dst, 2, selector);
     }

@@ -169,6 +169,14 @@ static void emit_normal(struct stub_code *code, const struct x86_decode *d, bool
         EMIT(code, (uint8_t)d->z->raw.imm[0].value.u);
 }
 
+/* RAX where Zydis says RAX though the mode has EAX only: with W set outside of 64-bit mode. */
+static ZydisRegister implicit_register(const struct x86_decode *d, ZydisRegister reg)
+{
+    if (d->mode->code_size != 8 && reg >= ZYDIS_REGISTER_RAX && reg <= ZYDIS_REGISTER_RDI)
+        return (ZydisRegister)(reg - ZYDIS_REGISTER_RAX + ZYDIS_REGISTER_EAX);
+    return reg;
+}
+
 /* PCMPESTRI and PCMPESTRM take their lengths from EAX, EDX or RAX, RDX. */
 static bool same_implicit_registers(const struct x86_decode *d, const ZydisDecodedInstruction *z,
                                     const ZydisDecodedOperand *op)
@@ -178,7 +186,7 @@ static bool same_implicit_registers(const struct x86_decode *d, const ZydisDecod
     for (unsigned i = z->operand_count_visible; i < z->operand_count; i++)
         if (op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
             ZydisRegisterGetClass(op[i].reg.value) != ZYDIS_REGCLASS_FLAGS &&
-            op[i].reg.value != d->op[i].reg.value)
+            op[i].reg.value != implicit_register(d, d->op[i].reg.value))
             return false;
     return true;
 }

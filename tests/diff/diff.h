@@ -54,6 +54,7 @@ struct diff_end {
 };
 
 struct diff_input {
+    unsigned code_size; /* 8, or 4: compatibility mode */
     struct diff_state state;
     uint8_t memory[MEMORY_SIZE];
     uint8_t code[CODE_SIZE];
@@ -99,7 +100,7 @@ struct diff_forms {
 };
 
 /* 64-bit code, what is implemented and not left out. */
-int diff_forms_create(struct diff_forms *forms, const struct x86_decoder *x86);
+int diff_forms_create(struct diff_forms *forms, const struct x86_decoder *x86, unsigned code_size);
 /* Everything that Zydis knows, for code of size 4 or 8. For the table in docs/. */
 int diff_forms_create_all(struct diff_forms *forms, const struct x86_decoder *x86,
                           unsigned code_size);

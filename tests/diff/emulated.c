@@ -156,9 +156,8 @@ static void user_mode(struct x86_state *s)
     /* Linux's selectors; 64-bit code, DPL 3 everywhere. */
     s->seg[X86_CS] = flat(0x33, X86_SEG_P | X86_SEG_DPL | X86_SEG_S | 0xb | X86_SEG_L | X86_SEG_G);
     s->seg[X86_SS] = flat(0x2b, X86_SEG_P | X86_SEG_DPL | X86_SEG_S | 0x3 | X86_SEG_DB | X86_SEG_G);
-    for (unsigned i = 0; i < 6; i++)
-        if (i != X86_CS && i != X86_SS)
-            s->seg[i] = (struct x86_segment) {0};
+    s->seg[X86_DS] = s->seg[X86_ES] = s->seg[X86_SS];
+    s->seg[X86_FS] = s->seg[X86_GS] = (struct x86_segment) {0};
     s->seg[X86_GS].base = GS_BASE;
     s->gdtr.limit = s->idtr.limit = 0;
     s->ldtr = (struct x86_segment) {0};
@@ -242,6 +241,11 @@ static void load(struct diff_emulated *e, const struct diff_input *input)
     memcpy(e->ram + GPA_CODE, input->code, CODE_SIZE);
     memcpy(cpu->s.gpr, input->state.gpr, sizeof cpu->s.gpr);
     memcpy(cpu->s.seg, e->seg, sizeof cpu->s.seg);
+    if (input->code_size == 4) {
+        cpu->s.seg[X86_CS].selector = 0x23;
+        cpu->s.seg[X86_CS].attr ^= X86_SEG_L | X86_SEG_DB;
+        cpu->s.seg[X86_GS] = (struct x86_segment) {0};
+    }
     cpu->s.rip = input->state.rip;
     cpu->s.rflags = input->state.rflags;
     cpu->s.fpu = input->state.fpu;

@@ -326,10 +326,10 @@ static int create(struct diff_forms *forms, unsigned code_size)
     return error;
 }
 
-int diff_forms_create(struct diff_forms *forms, const struct x86_decoder *x86)
+int diff_forms_create(struct diff_forms *forms, const struct x86_decoder *x86, unsigned code_size)
 {
     *forms = (struct diff_forms) {.x86 = x86};
-    return create(forms, 8);
+    return create(forms, code_size);
 }
 
 int diff_forms_create_all(struct diff_forms *forms, const struct x86_decoder *x86,

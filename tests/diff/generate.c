@@ -94,7 +94,7 @@ void diff_put_mov(struct diff_writer *w, unsigned gpr, uint64_t value)
 {
     uint8_t bytes[10] = {(uint8_t)(gpr >= 8 ? 0x41 : 0x40), (uint8_t)(0xb8 | (gpr & 7))};
 
-    if (value >> 32 == 0) {
+    if (value >> 32 == 0 || w->s->input.code_size != 8) {
         store_le32(bytes + 2, (uint32_t)value);
         diff_put_bytes(w, gpr >= 8 ? bytes : bytes + 1, gpr >= 8 ? 6 : 5);
     } else {
@@ -117,28 +117,30 @@ static void put(struct encoding *e, uint64_t byte)
         e->bytes[e->length++] = (uint8_t)byte;
 }
 
-static void put_prefixes(struct encoding *e, const struct diff_template *t, struct diff_random *r)
+static void put_prefixes(struct encoding *e, const struct diff_template *t, bool wide,
+                         struct diff_random *r)
 {
     if (t->has_modrm && diff_chance(r, 4))
-        put(e, 0x65); /* GS */
-    if (diff_chance(r, 4))
+        put(e, wide ? 0x65 : 0x26);                  /* GS, ES */
+    if ((wide || t->has_modrm) && diff_chance(r, 4)) /* 16-bit addresses hit nothing */
         put(e, 0x67);
     for (unsigned i = 0; i < sizeof t->prefix && !t->vex; i++)
         if (t->prefix[i])
             put(e, t->prefix[i]);
 }
 
-static void put_opcode(struct encoding *e, const struct diff_template *t, struct diff_random *r)
+static void put_opcode(struct encoding *e, const struct diff_template *t, bool wide,
+                       struct diff_random *r)
 {
-    uint64_t rxb = diff_chance(r, 50) ? diff_below(r, 8) : 0;
+    uint64_t rxb = wide && diff_chance(r, 50) ? diff_below(r, 8) : 0;
 
     if (t->vex) {
-        uint64_t vvvv = diff_chance(r, 50) ? diff_below(r, 16) : 15;
+        uint64_t vvvv = diff_chance(r, 50) ? diff_below(r, 16) | (wide ? 0 : 8) : 15;
         put(e, 0xc4);
         put(e, (~rxb & 7) << 5 | t->map);
         put(e, t->w << 7 | vvvv << 3 | t->l << 2 | t->pp);
     } else {
-        if (t->w || rxb || diff_chance(r, 10))
+        if (t->w || rxb || (wide && diff_chance(r, 10)))
             put(e, 0x40 | t->w << 3 | rxb);
         if (t->map)
             put(e, 0x0f);
@@ -193,12 +195,13 @@ static bool encode(const struct diff_forms *forms, unsigned index, struct diff_r
                    struct encoding *out, struct diff_insn *insn)
 {
     const struct diff_form *form = &forms->form[index];
+    const bool wide = forms->mode.code_size == 8;
 
     for (unsigned attempt = 0; attempt < 24; attempt++) {
         const struct diff_template *t = &form->template[diff_below(r, form->template_count)];
         *out = (struct encoding) {.length = 0};
-        put_prefixes(out, t, r);
-        put_opcode(out, t, r);
+        put_prefixes(out, t, wide, r);
+        put_opcode(out, t, wide, r);
         if (t->has_modrm)
             put_modrm(out, t, r, attempt & 1);
         put_suffix(out, t, r);
@@ -309,17 +312,22 @@ static void aim_indirect(struct diff_writer *w, const struct encoding *e, const 
     }
 }
 
-#define STORE_LENGTH 12
+/* MOV m64, i32, or MOV m32, i32, to an absolute address. */
+static unsigned store_length(const struct diff_writer *w)
+{
+    return w->s->input.code_size == 8 ? 12 : 10;
+}
 
 static void put_store(struct diff_writer *w, uint64_t address, uint64_t value)
 {
-    uint8_t store[STORE_LENGTH] = {0x48, 0xc7, 0x04, 0x25}; /* MOV m64, i32 */
+    uint8_t wide[12] = {0x48, 0xc7, 0x04, 0x25}, narrow[10] = {0xc7, 0x05};
+    bool is_wide = w->s->input.code_size == 8;
 
     if (address > INT32_MAX)
         return;
-    store_le32(store + 4, (uint32_t)address);
-    store_le32(store + 8, (uint32_t)value);
-    diff_put_bytes(w, store, sizeof store);
+    store_le32(is_wide ? wide + 4 : narrow + 2, (uint32_t)address);
+    store_le32(is_wide ? wide + 8 : narrow + 6, (uint32_t)value);
+    diff_put_bytes(w, is_wide ? wide : narrow, store_length(w));
 }
 
 /* What the instruction finds in memory, where that matters. */
@@ -330,7 +338,7 @@ static void fill_operand(struct diff_writer *w, const struct encoding *e, const 
 
     if (i->z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE) {
         if (diff_chance(w->r, 90)) /* the address of what follows */
-            put_store(w, address, CODE_BASE + w->s->length + STORE_LENGTH + e->length);
+            put_store(w, address, CODE_BASE + w->s->length + store_length(w) + e->length);
     } else if (diff_policy_operand(i, w->r, &value)) {
         put_store(w, address, value);
     }
@@ -497,7 +505,10 @@ void diff_generate(struct diff_sequence *out, const struct diff_forms *forms, st
 
     memset(out->input.code, 0xcc, sizeof out->input.code);
     out->count = out->length = out->offset[0] = 0;
+    out->input.code_size = forms->mode.code_size;
     random_state(r, &out->input.state);
+    for (unsigned i = 0; out->input.code_size != 8 && i < 16; i++)
+        out->input.state.gpr[i] = (uint32_t)out->input.state.gpr[i];
     random_memory(r, out->input.memory);
     for (unsigned i = 0; i < wanted && out->count < DIFF_INSNS_MAX - 8; i++)
         put_form(&w, pick(context, r));

@@ -26,6 +26,7 @@ struct options {
     unsigned jobs;
     const char *coverage, *only;
     int group; /* enum diff_group; -1: all */
+    unsigned code_size;
 };
 
 /* In memory that the workers share with their parent. */
@@ -186,8 +187,9 @@ static void print_insn(const struct diff_sequence *s, unsigned i)
     ZydisDisassembledInstruction text;
     unsigned length = s->offset[i + 1] - s->offset[i];
 
-    ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, CODE_BASE + s->offset[i],
-                          s->input.code + s->offset[i], length, &text);
+    ZydisDisassembleIntel(s->input.code_size == 8 ? ZYDIS_MACHINE_MODE_LONG_64
+                                                  : ZYDIS_MACHINE_MODE_LEGACY_32,
+                          CODE_BASE + s->offset[i], s->input.code + s->offset[i], length, &text);
     printf("  %s   [", text.text);
     for (unsigned k = 0; k < length; k++)
         printf("%02x", s->input.code[s->offset[i] + k]);
@@ -278,7 +280,8 @@ static int worker_create(struct worker *w)
 {
     int error = diff_emulated_create(&w->emulated);
     if (!error)
-        error = diff_forms_create(&w->forms, diff_emulated_decoder(w->emulated));
+        error =
+            diff_forms_create(&w->forms, diff_emulated_decoder(w->emulated), w->options->code_size);
     if (error)
         return error;
     w->chosen = calloc(w->forms.count + 1, sizeof *w->chosen);
@@ -403,11 +406,15 @@ static int group(const char *text)
 
 static void parse(struct options *o, int argc, char **argv)
 {
-    static const struct option longs[] = {
-        {"sequences", required_argument, NULL, 'n'}, {"seed", required_argument, NULL, 's'},
-        {"first", required_argument, NULL, 'f'},     {"jobs", required_argument, NULL, 'j'},
-        {"coverage", required_argument, NULL, 'c'},  {"only", required_argument, NULL, 'o'},
-        {"group", required_argument, NULL, 'g'},     {NULL, 0, NULL, 0}};
+    static const struct option longs[] = {{"sequences", required_argument, NULL, 'n'},
+                                          {"seed", required_argument, NULL, 's'},
+                                          {"first", required_argument, NULL, 'f'},
+                                          {"jobs", required_argument, NULL, 'j'},
+                                          {"coverage", required_argument, NULL, 'c'},
+                                          {"only", required_argument, NULL, 'o'},
+                                          {"group", required_argument, NULL, 'g'},
+                                          {"mode", required_argument, NULL, 'm'},
+                                          {NULL, 0, NULL, 0}};
     int c;
 
     while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
@@ -430,12 +437,17 @@ static void parse(struct options *o, int argc, char **argv)
         case 'o':
             o->only = optarg;
             break;
+        case 'm':
+            o->code_size = number(optarg) == 32 ? 4 : 8;
+            break;
         case 'g':
             o->group = group(optarg);
             break;
         default:
-            fprintf(stderr, "usage: diff_cpu [--sequences N] [--seed S] [--first N] [--jobs N] "
-                            "[--coverage FILE] [--only TEXT] [--group integer|vector|x87]\n");
+            fprintf(
+                stderr,
+                "usage: diff_cpu [--sequences N] [--seed S] [--first N] [--jobs N] "
+                "[--coverage FILE] [--only TEXT] [--group integer|vector|x87] [--mode 32|64]\n");
             exit(2);
         }
     }
@@ -443,7 +455,8 @@ static void parse(struct options *o, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    static struct options options = {.seed = 1, .sequences = 10000, .jobs = 1, .group = -1};
+    static struct options options = {
+        .seed = 1, .sequences = 10000, .jobs = 1, .group = -1, .code_size = 8};
     static struct worker worker = {.options = &options};
     int error;
 

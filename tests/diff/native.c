@@ -102,6 +102,8 @@ static void start(struct diff_native *n, ucontext_t *uc)
     for (unsigned i = 0; i < 16; i++)
         g[greg_of[i]] = (greg_t)s->gpr[i];
     g[REG_RIP] = (greg_t)s->rip;
+    if (n->input->code_size == 4) /* CS is the lowest of the selectors there: Linux's __USER32_CS */
+        g[REG_CSGSFS] = (g[REG_CSGSFS] & ~0xffffll) | 0x23;
     g[REG_EFL] = (greg_t)s->rflags;
     fpu_to_frame(&s->fpu, xsave_of(uc));
     n->phase = RUN;
@@ -227,6 +229,8 @@ int diff_native_create(struct diff_native **out)
     __cpuid_count(0xd, 0, a, b, c, d);
     n->xsave_size = MIN(b, XSAVE_MAX);
     current = n;
+    /* Compatibility mode needs them; 64-bit mode does not care. Linux's __USER_DS. */
+    __asm__ volatile("movl %0, %%ds\n\tmovl %0, %%es" : : "r"(0x2b));
     error = n->alt_stack ? map_memory(n) : -ENOMEM;
     if (!error)
         error = catch_signals(n);
