@@ -146,8 +146,9 @@ void machine_resume(struct machine *machine);
 
 /*
  * Whole-VM state (devices, vCPUs, engine, not RAM). The machine is paused, has not run yet, or has
- * ended. load wants a machine with the same configuration, whose RAM the caller has filled after
- * machine_start; on failure the machine must be destroyed.
+ * ended; -EBUSY while a request to it waits for the loop. load wants a machine with the same
+ * configuration, whose RAM the caller has filled after machine_start, and each of its sections
+ * once; on failure the machine must be destroyed.
  */
 struct state_writer;
 int machine_save(struct machine *machine, struct state_writer *w, struct err *err) MUST_USE;

@@ -57,8 +57,16 @@ static void devices_quiesce(struct machine *machine)
     }
 }
 
+/* A request that was not served yet is in no section: the guest would wait for it for ever. */
+static bool has_open_request(const struct machine_int *m)
+{
+    return atomic_load(&m->request) != REQUEST_NONE && m->end == MACHINE_END_NONE;
+}
+
 int machine_save(struct machine *machine, struct state_writer *w, struct err *err)
 {
+    if (has_open_request(machine->internal))
+        return err_set(err, EBUSY, "cannot save: the guest is about to be reset or to end");
     devices_quiesce(machine);
     save_machine(machine, w);
     int error = save_engine(machine, w);
@@ -116,6 +124,8 @@ static int load_vcpu(struct machine *machine, struct state_reader *r, struct err
     x86_state_reset(&state, index, index == 0);
     state_vcpu_load(&state, r);
     const char *wrong = x86_state_validate(&state);
+    if (!wrong && state.lapic.id != index)
+        wrong = "lapic.id"; /* engine.h: vCPU i has APIC id i */
     if (wrong)
         return err_set(err, EINVAL, "saved state: %s: %s", r->path, wrong);
     return machine->engine->vcpu_set_state(machine->vcpu[index].engine, &state, err);
@@ -148,9 +158,53 @@ static int load_section(struct machine *machine, struct state_reader *r, struct 
     return error ? error : state_reader_end(r, err);
 }
 
+static int count_sections(const void *data, size_t size, const char *path, unsigned *count,
+                          struct err *err)
+{
+    size_t offset = 0;
+    struct state_reader r;
+    int more;
+    *count = 0;
+    while ((more = state_next_section(data, size, &offset, &r)) > 0)
+        *count += strcmp(r.path, path) == 0;
+    return more ? err_set(err, EINVAL, "saved state: corrupt at byte %zu", offset) : 0;
+}
+
+static int require_section(const void *data, size_t size, const char *path, struct err *err)
+{
+    unsigned count;
+    int error = count_sections(data, size, path, &count, err);
+    if (error || count == 1)
+        return error;
+    return err_set(err, EINVAL, "saved state: %s is %s", path,
+                   count ? "there more than once" : "missing");
+}
+
+/* A file that was cut between two sections would leave parts of the machine as after power-on. */
+static int require_all_sections(struct machine *machine, const void *data, size_t size,
+                                struct err *err)
+{
+    int error = require_section(data, size, "machine", err);
+    if (!error)
+        error = require_section(data, size, "engine", err);
+    for (unsigned i = 0; i < machine->config.vcpu_count && !error; i++) {
+        char path[24];
+        snprintf(path, sizeof path, "vcpu/%u", i);
+        error = require_section(data, size, path, err);
+    }
+    list_for_each (link, &machine->devices) {
+        if (error)
+            return error;
+        error = require_section(data, size, container_of(link, struct device, link)->path, err);
+    }
+    return error;
+}
+
 int machine_load(struct machine *machine, const void *data, size_t size, struct err *err)
 {
-    int error = machine_start(machine, err);
+    int error = require_all_sections(machine, data, size, err);
+    if (!error)
+        error = machine_start(machine, err);
     if (error)
         return error;
     devices_quiesce(machine);

@@ -301,6 +301,113 @@ static void test_saved_state_comes_back(void **state)
     teardown_machine(&s);
 }
 
+/* Where each section of the state ends, in order. */
+static unsigned section_ends(const struct state_writer *w, size_t *ends, unsigned max)
+{
+    size_t offset = 0;
+    struct state_reader r;
+    unsigned count = 0;
+    while (state_next_section(w->data, w->size, &offset, &r) == 1) {
+        assert_true(count < max);
+        ends[count++] = offset;
+    }
+    return count;
+}
+
+static void test_state_cut_between_sections_is_refused(void **state)
+{
+    (void)state;
+    struct err err;
+    struct setup s = {.write_count = 0};
+    struct state_writer w;
+    size_t ends[16];
+    setup_machine(&s, false, false);
+    assert_int_equal(machine_start(s.machine, &err), 0);
+    state_writer_init(&w);
+    assert_int_equal(machine_save(s.machine, &w, &err), 0);
+    unsigned count = section_ends(&w, ends, ARRAY_COUNT(ends));
+    assert_int_equal(machine_load(s.machine, w.data, 0, &err), -EINVAL);
+    for (unsigned i = 0; i + 1 < count; i++) {
+        assert_int_equal(machine_load(s.machine, w.data, ends[i], &err), -EINVAL);
+        assert_non_null(strstr(err.text, "missing"));
+    }
+    assert_int_equal(machine_load(s.machine, w.data, ends[count - 1], &err), 0);
+    state_writer_free(&w);
+    teardown_machine(&s);
+}
+
+static void test_section_that_comes_twice_is_refused(void **state)
+{
+    (void)state;
+    struct err err;
+    struct setup s = {.write_count = 0};
+    struct state_writer w;
+    setup_machine(&s, false, false);
+    assert_int_equal(machine_start(s.machine, &err), 0);
+    state_writer_init(&w);
+    assert_int_equal(machine_save(s.machine, &w, &err), 0);
+    state_begin(&w, s.asker->device.path);
+    state_end(&w);
+    assert_int_equal(machine_load(s.machine, w.data, w.size, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "more than once"));
+    state_writer_free(&w);
+    teardown_machine(&s);
+}
+
+/* Two CPUs that answer to one APIC id are not a machine. */
+static void test_foreign_apic_id_in_state_is_refused(void **state)
+{
+    (void)state;
+    struct err err;
+    struct setup s = {.write_count = 0};
+    struct state_writer w;
+    struct x86_state cpu;
+    setup_machine(&s, false, false);
+    assert_int_equal(machine_start(s.machine, &err), 0);
+    const struct engine_ops *engine = s.machine->engine;
+    struct engine_vcpu *vcpu = s.machine->vcpu[0].engine;
+    assert_int_equal(engine->vcpu_get_state(vcpu, &cpu), 0);
+    cpu.lapic.id = 1;
+    assert_int_equal(engine->vcpu_set_state(vcpu, &cpu, &err), 0);
+    state_writer_init(&w);
+    assert_int_equal(machine_save(s.machine, &w, &err), 0);
+    assert_int_equal(machine_load(s.machine, w.data, w.size, &err), -EINVAL);
+    assert_non_null(strstr(err.text, "lapic.id"));
+    state_writer_free(&w);
+    teardown_machine(&s);
+}
+
+static void save_with_open_request(struct loop_message *message)
+{
+    struct pauser *p = (struct pauser *)message;
+    struct machine *machine = p->setup->machine;
+    struct err err;
+    struct state_writer w;
+    state_writer_init(&w);
+    machine_pause(machine);
+    machine_request_end(machine, MACHINE_END_POWEROFF);
+    assert_int_equal(machine_save(machine, &w, &err), -EBUSY);
+    machine_resume(machine);
+    state_writer_free(&w);
+}
+
+/* The power-off would be lost: the restored guest would stand behind its last instruction. */
+static void test_save_with_a_request_open_is_refused(void **state)
+{
+    (void)state;
+    struct err err;
+    struct setup s = {.write_count = 0};
+    struct state_writer w;
+    setup_machine(&s, false, false);
+    struct pauser p = {.message = {.handler = save_with_open_request}, .setup = &s};
+    loop_post(s.loop, &p.message);
+    assert_int_equal(machine_run(s.machine, &err), MACHINE_END_POWEROFF);
+    state_writer_init(&w);
+    assert_int_equal(machine_save(s.machine, &w, &err), 0); /* served: it has ended */
+    state_writer_free(&w);
+    teardown_machine(&s);
+}
+
 static void test_bad_configurations_are_refused(void **state)
 {
     (void)state;
@@ -330,6 +437,10 @@ int main(void)
         cmocka_unit_test(test_triple_fault_and_engine_errors),
         cmocka_unit_test(test_pause_holds_every_vcpu),
         cmocka_unit_test(test_saved_state_comes_back),
+        cmocka_unit_test(test_state_cut_between_sections_is_refused),
+        cmocka_unit_test(test_section_that_comes_twice_is_refused),
+        cmocka_unit_test(test_foreign_apic_id_in_state_is_refused),
+        cmocka_unit_test(test_save_with_a_request_open_is_refused),
         cmocka_unit_test(test_bad_configurations_are_refused),
     };
     return cmocka_run_group_tests_name("machine", tests, NULL, NULL);

@@ -318,6 +318,8 @@ int virtio_class_load(struct device *device, struct state_reader *r, struct err 
     if (features & ~virtio->offered_features && status & VIRTIO_STATUS_FEATURES_OK)
         return err_set(err, ENOTSUP, "saved state: %s: features %#llx are not offered here",
                        r->path, (unsigned long long)(features & ~virtio->offered_features));
+    if (status & VIRTIO_STATUS_DRIVER_OK && !(status & VIRTIO_STATUS_FEATURES_OK))
+        return err_set(err, EINVAL, "saved state: %s: DRIVER_OK without FEATURES_OK", r->path);
     virtio->driver_features = features;
     virtio->status = (uint8_t)status & (DRIVER_STATUS | VIRTIO_STATUS_NEEDS_RESET);
     virtio->config_generation = (uint8_t)generation;
