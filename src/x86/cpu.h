@@ -136,7 +136,13 @@ struct x86_cpu {
     struct x86_stubs *stubs;
 
     uint64_t tlb_fills, tlb_flushes; /* counters */
-    uint64_t pauses;                 /* PAUSE executed */
+    /*
+     * Changes when entries are taken away. A host pointer from the TLB is good while this stays; it
+     * can change only where the owner stands at a safe point: in an access to a device, which a
+     * page walk may be, too (tables in a device's memory).
+     */
+    uint64_t tlb_revocations;
+    uint64_t pauses; /* PAUSE executed */
     struct x86_tlb_entry tlb[X86_MMU_COUNT][X86_TLB_SIZE];
     struct x86_tlb_book book;
 };

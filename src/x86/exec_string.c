@@ -93,13 +93,13 @@ static uint64_t segment_run(const struct string *s, unsigned seg, uint64_t offse
     const struct x86_segment *segment = &cpu->s.seg[seg];
     uint64_t last = s->mask;
 
-    if (s->backward)
-        return offset / s->size + 1;
     if (cpu->code_size != 8) {
         if (!(segment->attr & X86_SEG_CODE) && segment->attr & X86_SEG_EXPAND_DOWN)
             return 1;
         last = MIN(last, (uint64_t)segment->limit);
     }
+    if (s->backward)
+        return offset / s->size + 1;
     return offset > last ? 1 : MAX((last - offset) / s->size, 1u);
 }
 
@@ -126,6 +126,12 @@ static uint64_t run_at(struct string *s, unsigned seg, uint64_t offset, uint64_t
         return 0;
     *host = x86_string_pointer(s->cpu, la, access, &length);
     return *host && length >= s->size ? count : 0;
+}
+
+/* The run on the other side was found at `revocations`; is its host address still good? */
+ALWAYS_INLINE bool run_stays(const struct string *s, uint64_t revocations)
+{
+    return likely(s->cpu->tlb_revocations == revocations);
 }
 
 /* Runs pay from a few elements on; single-stepping stops after each element. */
@@ -190,7 +196,10 @@ ALWAYS_INLINE bool movs_element(struct string *s, unsigned size)
         uint64_t a = run_at(s, seg, s->si, source_la(s), X86_READ, &from);                         \
         if (!a)                                                                                    \
             return 0;                                                                              \
+        uint64_t revocations = s->cpu->tlb_revocations;                                            \
         uint64_t b = run_at(s, X86_ES, s->di, destination_la(s, X86_WRITE), X86_WRITE, &to);       \
+        if (!run_stays(s, revocations))                                                            \
+            return 0;                                                                              \
         uint64_t count = MIN(s->count, MIN(a, b)), left = count;                                   \
         HOST_STRING("rep movs" suffix, : "+S"(from), "+D"(to), "+c"(left) : : "memory", "cc");     \
         return count;                                                                              \
@@ -255,9 +264,10 @@ ALWAYS_INLINE bool goes_on(const struct string *s)
         uint64_t b = run_at(s, X86_ES, s->di, destination_la(s, X86_READ), X86_READ, &to);         \
         if (!b)                                                                                    \
             return 0;                                                                              \
+        uint64_t revocations = s->cpu->tlb_revocations;                                            \
         uint64_t a = run_at(s, seg, s->si, source_la(s), X86_READ, &from);                         \
         uint64_t count = MIN(s->count, MIN(a, b)), left = count, ax = 0;                           \
-        if (!count)                                                                                \
+        if (!count || !run_stays(s, revocations))                                                  \
             return 0;                                                                              \
         if (s->insn->flags & X86_INSN_REPNE)                                                       \
             HOST_STRING("repne cmps" suffix FLAGS_OUT,                                             \

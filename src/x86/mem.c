@@ -230,37 +230,49 @@ static unsigned first_length(uint64_t la, unsigned length)
     return (unsigned)MIN(length, PAGE_SIZE - (la & ~PAGE_MASK));
 }
 
+/* The page of an access, and the second one when it is reached. */
+static void resolve_pages(struct x86_cpu *cpu, uint64_t la, unsigned length, enum x86_access access,
+                          enum x86_mmu mmu, struct ref page[2])
+{
+    bool crosses = first_length(la, length) < length;
+    uint64_t revocations;
+
+    do {
+        revocations = cpu->tlb_revocations;
+        resolve(cpu, la, access, mmu, &page[0]);
+        if (likely(!crosses))
+            return;
+        resolve(cpu, second_page(cpu, la), access, mmu, &page[1]);
+    } while (unlikely(revocations != cpu->tlb_revocations));
+}
+
 static void load(struct x86_cpu *cpu, uint64_t la, void *to, unsigned length, enum x86_mmu mmu)
 {
     unsigned first = first_length(la, length);
-    struct ref a, b = {0};
+    struct ref page[2];
 
-    resolve(cpu, la, X86_READ, mmu, &a);
-    if (first < length)
-        resolve(cpu, second_page(cpu, la), X86_READ, mmu, &b);
-    ref_load(cpu, &a, to, first);
+    resolve_pages(cpu, la, length, X86_READ, mmu, page);
+    ref_load(cpu, &page[0], to, first);
     if (first == length)
         return;
-    if (unlikely(!a.host)) /* the map may have changed while a device was asked */
-        resolve(cpu, second_page(cpu, la), X86_READ, mmu, &b);
-    ref_load(cpu, &b, (uint8_t *)to + first, length - first);
+    if (unlikely(!page[0].host)) /* the map may have changed while a device was asked */
+        resolve(cpu, second_page(cpu, la), X86_READ, mmu, &page[1]);
+    ref_load(cpu, &page[1], (uint8_t *)to + first, length - first);
 }
 
 static void store(struct x86_cpu *cpu, uint64_t la, const void *from, unsigned length,
                   enum x86_mmu mmu)
 {
     unsigned first = first_length(la, length);
-    struct ref a, b = {0};
+    struct ref page[2];
 
-    resolve(cpu, la, X86_WRITE, mmu, &a);
-    if (first < length)
-        resolve(cpu, second_page(cpu, la), X86_WRITE, mmu, &b);
-    ref_store(cpu, &a, from, first);
+    resolve_pages(cpu, la, length, X86_WRITE, mmu, page);
+    ref_store(cpu, &page[0], from, first);
     if (first == length)
         return;
-    if (unlikely(!a.host)) /* the map may have changed, or code been decoded, meanwhile */
-        resolve(cpu, second_page(cpu, la), X86_WRITE, mmu, &b);
-    ref_store(cpu, &b, (const uint8_t *)from + first, length - first);
+    if (unlikely(!page[0].host)) /* the map may have changed, or code been decoded, meanwhile */
+        resolve(cpu, second_page(cpu, la), X86_WRITE, mmu, &page[1]);
+    ref_store(cpu, &page[1], (const uint8_t *)from + first, length - first);
 }
 
 /* A non-canonical address is #GP or #SS before it is #AC. */

@@ -192,6 +192,7 @@ void x86_tlb_flush(struct x86_cpu *cpu, bool keep_global)
     }
     clear_victims(cpu);
     cpu->tlb_flushes++;
+    cpu->tlb_revocations++;
     cpu->end_block = true;
 }
 
@@ -243,4 +244,5 @@ void x86_tlb_write_protect(struct x86_cpu *cpu, uint64_t page_gpa)
         }
     }
     clear_victims(cpu);
+    cpu->tlb_revocations++;
 }

@@ -28,6 +28,7 @@ struct rig {
     uint32_t pio_value;
     uint16_t pio_port;
     uint64_t tsc, cr8;
+    uint64_t (*mmio_hook)(struct rig *r, uint64_t address); /* answers reads instead, or NULL */
 };
 
 static uint8_t *rig_page(void *context, gpa_t page, bool *writable)
@@ -57,6 +58,8 @@ static uint64_t rig_mmio_read(void *context, gpa_t address, unsigned size)
     r->mmio_reads++;
     r->mmio_address = address.v;
     r->mmio_size = size;
+    if (r->mmio_hook)
+        return r->mmio_hook(r, address.v);
     return address.v >= 1ull << 40 ? 0x1122334455667788 : ~0ull;
 }
 

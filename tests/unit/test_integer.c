@@ -298,6 +298,33 @@ static void test_string_fault_is_precise(void **state)
     assert_int_equal(r->cpu.s.rip, RIG_CODE);
 }
 
+/* Going down, a run ends where an expand-down segment does. */
+static void test_string_down_to_a_lower_limit(void **state)
+{
+    struct rig *r = *state;
+
+    rig_protected(r, 0);
+    r->cpu.s.seg[X86_ES] = (struct x86_segment) {.limit = 0x50fff, .selector = 8, .attr = 0xc097};
+    x86_cpu_update_mode(&r->cpu);
+    r->cpu.s.rflags |= X86_DF;
+    GPR(RAX) = 0x77;
+    GPR(RDI) = 0x51008;
+    GPR(RCX) = 20;
+    put32(r, 0x50ffc, 0);
+    assert_int_equal(RUN(r, 0xf3, 0xaa), X86_GP);
+    assert_int_equal(GPR(RCX), 11);
+    assert_int_equal(GPR(RDI), 0x50fff);
+    assert_int_equal(get32(r, 0x50ffc), 0);
+    GPR(RDI) = 0x50808; /* inside a page */
+    r->cpu.s.seg[X86_ES].limit = 0x507ff;
+    x86_cpu_update_mode(&r->cpu);
+    GPR(RCX) = 20;
+    put32(r, 0x507fc, 0);
+    assert_int_equal(RUN(r, 0xf3, 0xaa), X86_GP);
+    assert_int_equal(GPR(RCX), 11);
+    assert_int_equal(get32(r, 0x507fc), 0);
+}
+
 /* A long repetition lets go in between, at its own address, and is finished by running it again. */
 static void test_long_repetition_lets_go(void **state)
 {
@@ -452,6 +479,7 @@ int main(void)
         TEST(test_software_interrupts),
         TEST(test_bound),
         TEST(test_string_fault_is_precise),
+        TEST(test_string_down_to_a_lower_limit),
         TEST(test_long_repetition_lets_go),
         TEST(test_overlapping_copy),
         TEST(test_string_16_bit),

@@ -545,6 +545,89 @@ static void test_fetch_across_pages(void **state)
     assert_int_equal(pages[1], TARGET);
 }
 
+/* --- the memory map changes while a walk asks a device --- */
+
+#define TABLE_RAM  0x40000u  /* maps 4 to 6 MiB */
+#define TABLE_MMIO 0x500000u /* maps 6 to 8 MiB, in a device's memory */
+#define PAGE_A     0x50000u  /* at 6 MiB - 4 KiB */
+#define PAGE_B     0x52000u  /* at 6 MiB */
+#define BORDER     0x600000u
+
+/* As the engine does it: RAM lies elsewhere on the host now, and nothing of it is in the TLB. */
+static uint64_t move_ram(struct rig *r, uint64_t address)
+{
+    uint8_t *to = aligned_alloc(4096, RIG_RAM);
+
+    assert_int_equal(address, TABLE_MMIO);
+    memcpy(to, r->ram, RIG_RAM);
+    memset(to + PAGE_A, 'N', PAGE_SIZE);
+    memset(to + PAGE_B, 'M', PAGE_SIZE);
+    memset(r->ram, 0xee, RIG_RAM);
+    r->ram = to;
+    x86_tlb_flush(&r->cpu, false);
+    r->mmio_hook = NULL;
+    return PAGE_B | 0x67;
+}
+
+/* Returns the RAM that move_ram leaves behind. */
+static uint8_t *map_over_device(struct rig *r)
+{
+    rig_long(r, 0);
+    put64(r, RIG_PML4 + 0x2010, TABLE_RAM | 0x67);
+    put64(r, RIG_PML4 + 0x2018, TABLE_MMIO | 0x67);
+    put64(r, TABLE_RAM + 511 * 8, PAGE_A | 0x67);
+    memset(r->ram + PAGE_A, 'O', PAGE_SIZE);
+    r->mmio_hook = move_ram;
+    return r->ram;
+}
+
+static void assert_left_alone(uint8_t *old)
+{
+    for (unsigned i = 0; i < RIG_RAM; i++)
+        assert_int_equal(old[i], 0xee);
+    free(old);
+}
+
+static void test_crossing_load_while_the_map_changes(void **state)
+{
+    struct rig *r = *state;
+    uint8_t *old = map_over_device(r);
+
+    uint64_t value = 0;
+    assert_int_equal(RIG_TRY(r, value = x86_load(&r->cpu, BORDER - 4, 8)), -1);
+    assert_int_equal(value, 0x4d4d4d4d4e4e4e4e);
+    assert_left_alone(old);
+}
+
+static void test_crossing_store_while_the_map_changes(void **state)
+{
+    struct rig *r = *state;
+    uint8_t *old = map_over_device(r);
+
+    assert_int_equal(RIG_TRY(r, x86_store(&r->cpu, BORDER - 4, 8, 0x8877665544332211)), -1);
+    assert_int_equal(get32(r, PAGE_A + 0xffc), 0x44332211);
+    assert_int_equal(get32(r, PAGE_B), 0x88776655);
+    assert_left_alone(old);
+}
+
+static void test_string_while_the_map_changes(void **state)
+{
+    struct rig *r = *state;
+    uint8_t *old = map_over_device(r);
+
+    PUT_CODE(r, RIG_CODE, 0xf3, 0xa4); /* rep movsb */
+    r->cpu.s.gpr[X86_RSI] = BORDER - PAGE_SIZE;
+    r->cpu.s.gpr[X86_RDI] = BORDER;
+    r->cpu.s.gpr[X86_RCX] = 64;
+    /* It may let go in between, as the flush ends the block. */
+    for (unsigned i = 0; i < 64 && r->cpu.s.rip == RIG_CODE; i++)
+        assert_int_equal(rig_step(r), -1);
+    assert_int_equal(r->cpu.s.gpr[X86_RCX], 0);
+    for (unsigned i = 0; i < 64; i++)
+        assert_int_equal(r->ram[PAGE_B + i], 'N');
+    assert_left_alone(old);
+}
+
 int main(void)
 {
 #define RIG_TEST(f) cmocka_unit_test_setup_teardown(f, rig_setup, rig_teardown)
@@ -568,6 +651,9 @@ int main(void)
         RIG_TEST(test_alignment_check),
         RIG_TEST(test_non_canonical),
         RIG_TEST(test_fetch_across_pages),
+        RIG_TEST(test_crossing_load_while_the_map_changes),
+        RIG_TEST(test_crossing_store_while_the_map_changes),
+        RIG_TEST(test_string_while_the_map_changes),
     };
     return cmocka_run_group_tests_name("paging", tests, NULL, NULL);
 }
