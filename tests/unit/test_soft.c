@@ -39,10 +39,15 @@ struct test_vm {
     _Atomic uint32_t out[4]; /* what was written to ports 0 to 3 */
     _Atomic unsigned outs, eois;
     struct vm_exit exit[2];
+    void (*mmio_hook)(struct test_vm *t); /* in an MMIO read; or NULL */
+    bool map_changed;
 };
 
 static uint64_t mmio_read(void *context, gpa_t address, unsigned size)
 {
+    struct test_vm *t = context;
+    if (t->mmio_hook)
+        t->mmio_hook(t);
     return 0x1122334455667788ull;
 }
 
@@ -97,6 +102,7 @@ PROGRAM(patch_program, "movb $2, 0x3001\nmovl $1, 0x4040\ncli\nhlt")
 /* 20,000 times a LOCK XADD across a cache line. */
 PROGRAM(split_lock_program, "movl $20000, %ecx\n1: movl $1, %eax\nlock xaddl %eax, 0x403e\n"
                             "loop 1b\ncli\nhlt")
+PROGRAM(device_lock_program, "lock incl 0x300000\ncli\n1: hlt\njmp 1b")
 PROGRAM(idle_program, "1: sti\nhlt\ncli\nincl 0x4000\njmp 1b")
 /* Counts in 0x4010 + and ends the interrupt. */
 PROGRAM(isr_program, "incl 0x4010\nmovl $0, 0xfee000b0\niretl")
@@ -417,6 +423,42 @@ static void test_map_changes_under_a_running_vcpu(void **state)
     munmap(page, 4096);
 }
 
+static void *change_map(void *context)
+{
+    struct test_vm *t = context;
+    assert_int_equal(engine_soft.memory_protect(t->vm, gpa(0), RAM_SIZE, 7), 0);
+    return NULL;
+}
+
+/* The handler waits, as for a device's lock, for a thread that changes the map. */
+static void wait_for_map_change(struct test_vm *t)
+{
+    struct timespec deadline;
+    pthread_t thread;
+
+    t->mmio_hook = NULL;
+    assert_int_equal(pthread_create(&thread, NULL, change_map, t), 0);
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_sec += 10;
+    t->map_changed = !pthread_timedjoin_np(thread, NULL, &deadline);
+    if (!t->map_changed)
+        pthread_detach(thread);
+}
+
+/* A LOCK operation on a device must not keep its exclusive section over the device's handler. */
+static void test_lock_on_a_device_holds_nobody_up(void **state)
+{
+    struct test_vm *t = *state;
+    struct runner r;
+    LOAD(t, CODE0, device_lock_program);
+    t->mmio_hook = wait_for_map_change;
+    run(&r, t, 0);
+    AWAIT(sleeps(t, 0));
+    stop(&r);
+    assert_true(t->map_changed);
+    assert_int_equal(t->vcpu[0]->exclusive_depth, 0);
+}
+
 static void test_interrupts_wake(void **state)
 {
     struct test_vm *t = *state;
@@ -520,6 +562,7 @@ int main(void)
         VM_TEST(test_code_changed_by_another_vcpu),
         VM_TEST(test_split_locks),
         VM_TEST(test_map_changes_under_a_running_vcpu),
+        VM_TEST(test_lock_on_a_device_holds_nobody_up),
         VM_TEST(test_interrupts_wake),
         VM_TEST(test_extint_through_lint0),
         VM_TEST(test_timer_wakes_a_halt),

@@ -33,20 +33,29 @@ static uint64_t read_tsc(void *context)
 
 /* --- devices --- */
 
-/* False: this vCPU holds the exclusive section, and stays what it is. */
-static bool outside_begin(struct engine_vcpu *vcpu)
+/*
+ * Also out of an exclusive section that a LOCK operation on a device holds: the handler may wait
+ * for a lock whose holder wants a section of its own.
+ */
+struct soft_outside soft_outside_begin(struct engine_vcpu *vcpu)
 {
-    if (!atomic_load_explicit(&vcpu->member.running, memory_order_relaxed))
-        return false;
-    exclusive_leave(&vcpu->vm->exclusive, &vcpu->member);
-    return true;
+    struct soft_outside outside = {.sections = vcpu->exclusive_depth};
+
+    while (vcpu->exclusive_depth)
+        soft_x86_ops.exclusive_end(vcpu);
+    outside.left = atomic_load_explicit(&vcpu->member.running, memory_order_relaxed);
+    if (outside.left)
+        exclusive_leave(&vcpu->vm->exclusive, &vcpu->member);
+    return outside;
 }
 
 /* What the access has caused (an interrupt, an end) is looked at before the next instruction. */
-static void outside_end(struct engine_vcpu *vcpu, bool left)
+void soft_outside_end(struct engine_vcpu *vcpu, struct soft_outside outside)
 {
-    if (left)
+    if (outside.left)
         exclusive_enter(&vcpu->vm->exclusive, &vcpu->member);
+    while (vcpu->exclusive_depth < outside.sections)
+        soft_x86_ops.exclusive_begin(vcpu);
     if (atomic_load_explicit(&vcpu->attention, memory_order_relaxed))
         vcpu->cpu.end_block = true;
 }
@@ -68,9 +77,9 @@ static uint64_t mmio_read(void *context, gpa_t address, unsigned size)
     if (offset >= 0)
         return x86_lapic_mmio_read(&vcpu->lapic, (unsigned)offset, size);
     soft_count(&vcpu->exits[VM_EXIT_MMIO], 1);
-    bool left = outside_begin(vcpu);
+    struct soft_outside outside = soft_outside_begin(vcpu);
     uint64_t value = vcpu->vm->config.callbacks->mmio_read(vcpu->vm->config.context, address, size);
-    outside_end(vcpu, left);
+    soft_outside_end(vcpu, outside);
     return value;
 }
 
@@ -86,9 +95,9 @@ static void mmio_write(void *context, gpa_t address, unsigned size, uint64_t val
         return;
     }
     soft_count(&vcpu->exits[VM_EXIT_MMIO], 1);
-    bool left = outside_begin(vcpu);
+    struct soft_outside outside = soft_outside_begin(vcpu);
     vcpu->vm->config.callbacks->mmio_write(vcpu->vm->config.context, address, size, value);
-    outside_end(vcpu, left);
+    soft_outside_end(vcpu, outside);
 }
 
 static uint32_t pio_read(void *context, uint16_t port, unsigned size)
@@ -96,9 +105,9 @@ static uint32_t pio_read(void *context, uint16_t port, unsigned size)
     struct engine_vcpu *vcpu = context;
 
     soft_count(&vcpu->exits[VM_EXIT_IO], 1);
-    bool left = outside_begin(vcpu);
+    struct soft_outside outside = soft_outside_begin(vcpu);
     uint32_t value = vcpu->vm->config.callbacks->pio_read(vcpu->vm->config.context, port, size);
-    outside_end(vcpu, left);
+    soft_outside_end(vcpu, outside);
     return value;
 }
 
@@ -107,9 +116,9 @@ static void pio_write(void *context, uint16_t port, unsigned size, uint32_t valu
     struct engine_vcpu *vcpu = context;
 
     soft_count(&vcpu->exits[VM_EXIT_IO], 1);
-    bool left = outside_begin(vcpu);
+    struct soft_outside outside = soft_outside_begin(vcpu);
     vcpu->vm->config.callbacks->pio_write(vcpu->vm->config.context, port, size, value);
-    outside_end(vcpu, left);
+    soft_outside_end(vcpu, outside);
 }
 
 /* --- split locks --- */

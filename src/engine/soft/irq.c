@@ -131,13 +131,10 @@ static void lapic_eoi(void *context, uint8_t vector)
 {
     struct engine_vcpu *vcpu = context;
     struct engine_vm *vm = vcpu->vm;
-    bool running = atomic_load(&vcpu->member.running);
+    struct soft_outside outside = soft_outside_begin(vcpu);
 
-    if (running)
-        exclusive_leave(&vm->exclusive, &vcpu->member);
     vm->config.callbacks->eoi(vm->config.context, vector);
-    if (running)
-        exclusive_enter(&vm->exclusive, &vcpu->member);
+    soft_outside_end(vcpu, outside);
 }
 
 const struct x86_lapic_ops soft_lapic_ops = {

@@ -154,6 +154,13 @@ bool soft_run_slice(struct engine_vcpu *vcpu);
 /* --- callbacks.c: x86_ops --- */
 
 extern const struct x86_ops soft_x86_ops;
+/* Around what the machine does for an instruction: the vCPU is safe meanwhile, see callbacks.c. */
+struct soft_outside {
+    bool left;         /* was running */
+    unsigned sections; /* exclusive sections that it held */
+};
+struct soft_outside soft_outside_begin(struct engine_vcpu *vcpu);
+void soft_outside_end(struct engine_vcpu *vcpu, struct soft_outside outside);
 uint64_t soft_clock_ns(const struct engine_vm *vm);
 uint64_t soft_clock_tsc(const struct engine_vm *vm); /* without a guest's offset */
 
