@@ -162,6 +162,9 @@ static const char *validate_events(const struct x86_state *s)
         return "debug registers";
     if (s->fpu.mxcsr >> 16)
         return "mxcsr";
+    if ((s->apic_base & 0x2ff) || s->apic_base >> 52 ||
+        ((s->apic_base & X86_APIC_BASE_X2APIC) && !(s->apic_base & X86_APIC_BASE_ENABLE)))
+        return "apic_base";
     return NULL;
 }
 
@@ -175,7 +178,8 @@ const char *x86_state_validate(const struct x86_state *s)
         what = validate_segments(s);
     if (!what)
         what = validate_events(s);
-    if (!what && (!(s->rflags & X86_FIXED) || s->rflags >> 22))
+    if (!what && (!(s->rflags & X86_FIXED) || s->rflags >> 22 ||
+                  ((s->rflags & X86_VM) && (s->efer & X86_EFER_LMA))))
         what = "rflags";
     return what;
 }

@@ -231,8 +231,8 @@ void x86_task_switch(struct x86_cpu *cpu, uint16_t selector, enum x86_task_sourc
         x86_descriptor_mark(cpu, &t.descriptor, 2, true);
 
     load_registers(cpu, &t, nested);
+    x86_cpu_update_mode(cpu); /* a fault from here on is the new task's */
     load_cr3(cpu, &t);
-    x86_cpu_update_mode(cpu);
     load_segments(cpu, &t);
     x86_cpu_update_mode(cpu);
     x86_check_target(cpu, &cpu->s.seg[X86_CS], t.eip);

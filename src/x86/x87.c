@@ -174,7 +174,8 @@ static bool bind_x87(const struct x86_decode *d, struct x86_insn *out)
             writes_flags |= written;
         }
     }
-    if (stub.mem_size > 10)
+    /* A ModRM that goes into the stub as it is must name registers, whatever the tables say. */
+    if (stub.mem_size > 10 || (!stub.mem_size && modrm < 0xc0))
         return false;
     if (writes_flags)
         stub.flags |= X86_STUB_FLAGS;

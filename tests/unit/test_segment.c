@@ -413,6 +413,28 @@ static void test_task_checks(void **state)
     assert_int_equal(r->cpu.s.rip, 0x21000);
 }
 
+/* Bad PDPTRs fault in the new task, at its level. */
+static void test_task_with_bad_pdptrs(void **state)
+{
+    struct rig *r = *state;
+
+    rig_protected(r, 0);
+    put_task(r);
+    put32(r, TSS2 + 0x1c, 0x60000);
+    put64(r, 0x60000, 0x61000 | BIT(1) | X86_PTE_P); /* reserved */
+    put16(r, TSS2 + 0x48 + X86_CS * 4, SEL_CODE3);
+    put16(r, TSS2 + 0x48 + X86_SS * 4, SEL_DATA3);
+    put64(r, 0x62000, 0xe7); /* 2 MiB, to itself */
+    r->cpu.s.pdptr[0] = 0x62000 | X86_PTE_P;
+    r->cpu.s.cr4 |= X86_CR4_PAE;
+    r->cpu.s.cr0 |= X86_CR0_PG;
+    x86_tlb_flush(&r->cpu, false);
+    x86_cpu_update_mode(&r->cpu);
+    check_fault(r, far_pointer(r, JMP_FAR, SEL_TASK2, 0), X86_GP, 0);
+    assert_int_equal(r->cpu.s.tr.selector, SEL_TASK2);
+    assert_int_equal(r->cpu.cpl, 3);
+}
+
 static void test_task_gate_interrupt(void **state)
 {
     struct rig *r = *state;
@@ -469,14 +491,23 @@ int main(void)
 {
 #define RIG_TEST(f) cmocka_unit_test_setup_teardown(f, rig_setup, rig_teardown)
     const struct CMUnitTest tests[] = {
-        RIG_TEST(test_data_loads),       RIG_TEST(test_stack_loads),
-        RIG_TEST(test_limits_and_types), RIG_TEST(test_real_mode_limits),
-        RIG_TEST(test_far_jump_checks),  RIG_TEST(test_real_to_long_mode),
-        RIG_TEST(test_call_gate_inner),  RIG_TEST(test_call_gate_checks),
-        RIG_TEST(test_call_gate_long),   RIG_TEST(test_inspection),
-        RIG_TEST(test_table_registers),  RIG_TEST(test_task_call_and_return),
-        RIG_TEST(test_task_checks),      RIG_TEST(test_task_gate_interrupt),
-        RIG_TEST(test_task16),           RIG_TEST(test_swapgs),
+        RIG_TEST(test_data_loads),
+        RIG_TEST(test_stack_loads),
+        RIG_TEST(test_limits_and_types),
+        RIG_TEST(test_real_mode_limits),
+        RIG_TEST(test_far_jump_checks),
+        RIG_TEST(test_real_to_long_mode),
+        RIG_TEST(test_call_gate_inner),
+        RIG_TEST(test_call_gate_checks),
+        RIG_TEST(test_call_gate_long),
+        RIG_TEST(test_inspection),
+        RIG_TEST(test_table_registers),
+        RIG_TEST(test_task_call_and_return),
+        RIG_TEST(test_task_checks),
+        RIG_TEST(test_task_gate_interrupt),
+        RIG_TEST(test_task_with_bad_pdptrs),
+        RIG_TEST(test_task16),
+        RIG_TEST(test_swapgs),
     };
     return cmocka_run_group_tests_name("segment", tests, NULL, NULL);
 }

@@ -563,6 +563,9 @@ static void test_validation(void **state)
     BAD(s.seg[X86_DS].attr |= 0x100, "ds");
     BAD(s.seg[X86_DS].limit = 0xfffff000, "ds");
     BAD(s.rflags = 0, "rflags");
+    BAD(s.rflags |= X86_VM, "rflags");
+    BAD(s.apic_base |= 1, "apic_base");
+    BAD(s.apic_base = X86_APIC_BASE_X2APIC, "apic_base");
     BAD(s.mp_state = 9, "mp_state");
     BAD(s.pending.kind = 99, "pending event");
 }
