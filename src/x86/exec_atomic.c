@@ -26,9 +26,9 @@ typedef void lock_binary(void *p, uint64_t b, uint64_t *rflags);
     ALWAYS_INLINE void lock_##name##_##n(void *p, uint64_t b, uint64_t *rflags)                    \
     {                                                                                              \
         uint64_t ax = flags_split(*rflags);                                                        \
-        __asm__ volatile(FLAGS_IN "lock " insn " %2, %0" FLAGS_OUT                                 \
-                         : "+m"(*(type *)p), "+&a"(ax)                                             \
-                         : "r"((type)b)                                                            \
+        __asm__ volatile(FLAGS_IN "lock " insn " %2, (%1)" FLAGS_OUT                               \
+                         : "+&a"(ax)                                                               \
+                         : "r"(p), "r"((type)b)                                                    \
                          : "cc", "memory");                                                        \
         *rflags = flags_join(*rflags, ax);                                                         \
     }
@@ -133,9 +133,9 @@ LOCK_BIT(btc);
     ALWAYS_INLINE void lock_##name##_##n(void *p, uint64_t b, uint64_t *rflags)                    \
     {                                                                                              \
         uint64_t ax = flags_split(*rflags);                                                        \
-        __asm__ volatile(FLAGS_IN "lock " insn " %0" FLAGS_OUT                                     \
-                         : "+m"(*(type *)p), "+&a"(ax)                                             \
-                         :                                                                         \
+        __asm__ volatile(FLAGS_IN "lock " insn " (%1)" FLAGS_OUT                                   \
+                         : "+&a"(ax)                                                               \
+                         : "r"(p)                                                                  \
                          : "cc", "memory");                                                        \
         *rflags = flags_join(*rflags, ax);                                                         \
     }                                                                                              \
@@ -167,30 +167,28 @@ LOCK_UNARY(not );
 
 /* --- XADD --- */
 
-ALWAYS_INLINE uint64_t lock_xadd(void *p, unsigned size, uint64_t b)
-{
-    switch (size) {
-    case 1:
-        return __atomic_fetch_add((uint8_t *)p, (uint8_t)b, __ATOMIC_SEQ_CST);
-    case 2:
-        return __atomic_fetch_add((uint16_t *)p, (uint16_t)b, __ATOMIC_SEQ_CST);
-    case 4:
-        return __atomic_fetch_add((uint32_t *)p, (uint32_t)b, __ATOMIC_SEQ_CST);
-    default:
-        return __atomic_fetch_add((uint64_t *)p, b, __ATOMIC_SEQ_CST);
+#define LOCK_XADD(n, type)                                                                         \
+    ALWAYS_INLINE uint64_t lock_xadd_##n(void *p, uint64_t b)                                      \
+    {                                                                                              \
+        type v = (type)b;                                                                          \
+        __asm__ volatile("lock xadd %0, (%1)" : "+r"(v) : "r"(p) : "memory", "cc");                \
+        return v;                                                                                  \
     }
-}
+LOCK_XADD(1, uint8_t);
+LOCK_XADD(2, uint16_t);
+LOCK_XADD(4, uint32_t);
+LOCK_XADD(8, uint64_t);
 
 /* Memory: locked always, which without the prefix is more than asked and does not show. */
 ALWAYS_INLINE void run_xadd_m(struct x86_cpu *cpu, const struct x86_insn *i, unsigned size,
-                              host_binary *add)
+                              uint64_t (*xadd)(void *p, uint64_t b), host_binary *add)
 {
     uint64_t la = x86_operand_la(cpu, i, size, X86_WRITE);
     uint64_t old, b = reg_read(cpu, i->dst, size);
     void *p = x86_atomic_pointer(cpu, la, size);
 
     if (likely(p)) {
-        old = lock_xadd(p, size, b);
+        old = xadd(p, b);
         (void)add(old, b, &cpu->s.rflags);
     } else {
         x86_probe_write(cpu, la, size);
@@ -212,7 +210,7 @@ ALWAYS_INLINE void run_xadd_m(struct x86_cpu *cpu, const struct x86_insn *i, uns
     }                                                                                              \
     static void xadd_m_##n(struct x86_cpu *cpu, const struct x86_insn *i)                          \
     {                                                                                              \
-        run_xadd_m(cpu, i, n, host_add_##n);                                                       \
+        run_xadd_m(cpu, i, n, lock_xadd_##n, host_add_##n);                                        \
     }
 XADD(1);
 XADD(2);
@@ -249,9 +247,9 @@ static bool bind_xadd(const struct x86_decode *d, struct x86_insn *out)
     ALWAYS_INLINE void lock_cmpxchg_##n(void *p, uint64_t b, uint64_t *rflags, uint64_t *rax)      \
     {                                                                                              \
         uint64_t ax = *rax;                                                                        \
-        __asm__ volatile("lock " insn " %" modifier "3, %0\n\tmovq %%rax, %2" FLAGS_OUT            \
-                         : "+m"(*(type *)p), "+&a"(ax), "=&r"(*rax)                                \
-                         : "r"(b)                                                                  \
+        __asm__ volatile("lock " insn " %" modifier "3, (%2)\n\tmovq %%rax, %1" FLAGS_OUT          \
+                         : "+&a"(ax), "=&r"(*rax)                                                  \
+                         : "r"(p), "r"(b)                                                          \
                          : "cc", "memory");                                                        \
         *rflags = flags_join(*rflags, ax);                                                         \
     }                                                                                              \
@@ -297,19 +295,16 @@ ALWAYS_INLINE bool lock_cmpxchg_pair(void *p, unsigned half, struct pair *expect
 {
     bool equal;
 
-    if (half == 4) {
-        uint64_t old = expected->hi << 32 | expected->lo;
-        uint64_t new = desired.hi << 32 | desired.lo;
-        equal = __atomic_compare_exchange_n((uint64_t *)p, &old, new, false, __ATOMIC_SEQ_CST,
-                                            __ATOMIC_SEQ_CST);
-        *expected = (struct pair) {(uint32_t)old, old >> 32};
-        return equal;
-    }
-    __asm__ volatile("lock cmpxchg16b %1"
-                     : "=@ccz"(equal), "+m"(*(struct pair *)p), "+a"(expected->lo),
-                       "+d"(expected->hi)
-                     : "b"(desired.lo), "c"(desired.hi)
-                     : "memory");
+    if (half == 4)
+        __asm__ volatile("lock cmpxchg8b (%3)"
+                         : "=@ccz"(equal), "+a"(expected->lo), "+d"(expected->hi)
+                         : "r"(p), "b"(desired.lo), "c"(desired.hi)
+                         : "memory");
+    else
+        __asm__ volatile("lock cmpxchg16b (%3)"
+                         : "=@ccz"(equal), "+a"(expected->lo), "+d"(expected->hi)
+                         : "r"(p), "b"(desired.lo), "c"(desired.hi)
+                         : "memory");
     return equal;
 }
 

@@ -186,18 +186,25 @@ static bool bind_lea(const struct x86_decode *d, struct x86_insn *out)
 
 /* --- XCHG: with memory always locked --- */
 
-static uint64_t host_xchg(void *p, unsigned size, uint64_t value)
-{
-    switch (size) {
-    case 1:
-        return __atomic_exchange_n((uint8_t *)p, (uint8_t)value, __ATOMIC_SEQ_CST);
-    case 2:
-        return __atomic_exchange_n((uint16_t *)p, (uint16_t)value, __ATOMIC_SEQ_CST);
-    case 4:
-        return __atomic_exchange_n((uint32_t *)p, (uint32_t)value, __ATOMIC_SEQ_CST);
-    default:
-        return __atomic_exchange_n((uint64_t *)p, value, __ATOMIC_SEQ_CST);
+/* In assembly, because the guest's pointer need not be aligned. */
+#define HOST_XCHG(n, type)                                                                         \
+    ALWAYS_INLINE uint64_t host_xchg_##n(void *p, uint64_t value)                                  \
+    {                                                                                              \
+        type v = (type)value;                                                                      \
+        __asm__ volatile("xchg %0, (%1)" : "+r"(v) : "r"(p) : "memory");                           \
+        return v;                                                                                  \
     }
+HOST_XCHG(1, uint8_t);
+HOST_XCHG(2, uint16_t);
+HOST_XCHG(4, uint32_t);
+HOST_XCHG(8, uint64_t);
+
+ALWAYS_INLINE uint64_t host_xchg(void *p, unsigned size, uint64_t value)
+{
+    return size == 1   ? host_xchg_1(p, value)
+           : size == 2 ? host_xchg_2(p, value)
+           : size == 4 ? host_xchg_4(p, value)
+                       : host_xchg_8(p, value);
 }
 
 ALWAYS_INLINE void run_xchg_rm(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size)
