@@ -391,7 +391,11 @@ bool x86_system_compare_swap(struct x86_cpu *cpu, uint64_t la, uint32_t old, uin
     struct ref ref;
 
     resolve(cpu, la, X86_WRITE, system_mmu(cpu), &ref);
-    if (!ref.host || !ref.direct || (la & 63) > 60) {
+    if (!ref.host) { /* ROM, or a device, which need not read twice the same: callers retry */
+        x86_system_store(cpu, la, 4, value);
+        return true;
+    }
+    if (!ref.direct || (la & 63) > 60) {
         if (x86_system_load(cpu, la, 4) != old)
             return false;
         x86_system_store(cpu, la, 4, value);

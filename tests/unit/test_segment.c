@@ -341,6 +341,27 @@ static void test_table_registers(void **state)
     check_fault(r, rig_step(r), X86_GP, 0);
 }
 
+/* A descriptor in a device's memory, which never reads twice the same. */
+static uint64_t restless_descriptor(struct rig *r, uint64_t address)
+{
+    uint64_t value = descriptor(r->mmio_reads << 16, 0xfffff, 0xc092);
+
+    assert_true(r->mmio_reads < 1000);
+    return address & 4 ? value >> 32 : value;
+}
+
+static void test_descriptor_that_never_stays(void **state)
+{
+    struct rig *r = *state;
+
+    rig_protected(r, 0);
+    r->cpu.s.gdtr.base = 0x80000000;
+    r->mmio_hook = restless_descriptor;
+    assert_int_equal(load(r, X86_ES, SEL_DATA0), -1);
+    assert_int_equal(r->mmio_writes, 1); /* the accessed bit */
+    assert_int_equal(r->cpu.s.seg[X86_ES].selector, SEL_DATA0);
+}
+
 /* --- tasks --- */
 
 #define TSS2      0x4000u
@@ -506,6 +527,7 @@ int main(void)
         RIG_TEST(test_task_checks),
         RIG_TEST(test_task_gate_interrupt),
         RIG_TEST(test_task_with_bad_pdptrs),
+        RIG_TEST(test_descriptor_that_never_stays),
         RIG_TEST(test_task16),
         RIG_TEST(test_swapgs),
     };
