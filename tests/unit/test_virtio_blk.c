@@ -12,6 +12,7 @@
 /* The backend, in place of backend/disk. */
 struct disk {
     uint8_t data[DISK_SECTORS * 512];
+    uint64_t told_size; /* 0: that of data */
     bool read_only;
     enum { AT_ONCE, HOLD, THREAD } mode;
     int result;
@@ -23,7 +24,7 @@ struct disk {
 
 void disk_info(const struct disk *disk, struct disk_info *out)
 {
-    *out = (struct disk_info) {.size = sizeof disk->data,
+    *out = (struct disk_info) {.size = disk->told_size ? disk->told_size : sizeof disk->data,
                                .read_only = disk->read_only,
                                .can_discard = true,
                                .block_size = 4096,
@@ -347,6 +348,38 @@ static void test_more_in_flight_than_the_queue_holds_needs_reset(void **state)
     disk_release(&f->disk);
 }
 
+/* Sixteen chains of 1 GiB each, say, would keep a pause or the exit waiting for as many. */
+static void test_bytes_in_flight_are_bounded(void **state)
+{
+    struct fixture *f = *state;
+    struct guest *g = &f->guest;
+    guest_destroy(g);
+    f->disk = (struct disk) {.told_size = 1ull << 30, .mode = HOLD, .result = -EIO};
+    guest_create(g, 3);
+    g->device = add_blk(f);
+    guest_start(g, 0, 1);
+    put_header(f, VIRTIO_BLK_T_OUT, 0);
+    struct guest_part parts[15] = {[0] = {HEADER, 16, false}, [14] = {STATUS, 1, true}};
+    for (unsigned i = 1; i < 14; i++) /* 39 MiB in all */
+        parts[i] = (struct guest_part) {0x200000, 3u << 20, false};
+    uint16_t head = guest_add(g, 0, parts, ARRAY_COUNT(parts));
+    for (unsigned i = 1; i < 5; i++)
+        guest_offer(g, 0, head);
+    guest_kick(g, 0);
+    unsigned held[4];
+    for (unsigned i = 0; i < ARRAY_COUNT(held); i++) {
+        held[i] = f->disk.held_count;
+        disk_release(&f->disk);
+        guest_run_loop(g); /* goes on by itself */
+    }
+    assert_int_equal(held[0], 2);
+    assert_int_equal(held[1], 2);
+    assert_int_equal(held[2], 1);
+    assert_int_equal(held[3], 0);
+    assert_int_equal(guest_used_idx(g, 0), 5);
+    assert_int_equal(status_byte(f), VIRTIO_BLK_S_IOERR);
+}
+
 static void test_state_survives_a_round_trip(void **state)
 {
     struct fixture *f = *state;
@@ -430,6 +463,7 @@ int main(void)
         TEST(test_completion_from_other_threads),
         TEST(test_driver_reset_waits_for_requests_in_flight),
         TEST(test_more_in_flight_than_the_queue_holds_needs_reset),
+        TEST(test_bytes_in_flight_are_bounded),
         TEST(test_state_survives_a_round_trip),
         TEST(test_damaged_state_is_refused),
         TEST(test_garbage_in_all_registers),

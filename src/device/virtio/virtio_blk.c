@@ -24,6 +24,8 @@
 #define SEGMENTS_MAX  (VIRTQUEUE_SIZE_MAX - 2) /* header and status take two */
 #define SEGMENT_BYTES (1u << 20)
 #define REQUEST_BYTES (1u << 30) /* bound of one transfer */
+/* From here on nothing more is taken: pause, reset and exit wait for all that is in flight. */
+#define IN_FLIGHT_BYTES (64ull << 20)
 
 /* Config space (5.2.4) */
 #define CONFIG_CAPACITY             0
@@ -52,7 +54,8 @@ struct blk_request {
     struct blk_request *next_free;
     _Atomic int handover;
     int result;
-    uint32_t read_bytes; /* of a read; the backend changes its own length */
+    uint32_t read_bytes;  /* of a read; the backend changes its own length */
+    uint64_t costs_bytes; /* of bytes_in_flight */
     bool bracketed;
     bool flush_after; /* write-through */
     struct virtqueue_chain chain;
@@ -65,6 +68,8 @@ struct virtio_blk {
     uint8_t serial[VIRTIO_BLK_SERIAL_SIZE];
     struct blk_request *free; /* at most one per ring entry is ever made */
     pthread_cond_t idle;      /* in_flight fell to 0 */
+    uint64_t bytes_in_flight; /* which the backend has to move */
+    uint64_t waiting_queues;  /* a bit per queue that was left for there being too many of them */
 };
 
 static struct virtio_blk *blk_of(struct virtio_device *virtio)
@@ -107,6 +112,18 @@ static void complete(struct blk_request *request, uint8_t status, uint32_t data_
 
 static void submit(struct blk_request *request);
 
+static void uncount_bytes(struct virtio_blk *blk, uint64_t bytes)
+{
+    blk->bytes_in_flight -= bytes;
+    if (blk->bytes_in_flight >= IN_FLIGHT_BYTES)
+        return;
+    uint64_t queues = blk->waiting_queues;
+    blk->waiting_queues = 0;
+    for (unsigned i = 0; i < blk->virtio.queue_count; i++)
+        if (queues >> i & 1)
+            virtio_continue(&blk->virtio, &blk->virtio.queue[i]);
+}
+
 /* The backend is through with the request. Lock held. */
 static void finish(struct blk_request *request)
 {
@@ -121,6 +138,7 @@ static void finish(struct blk_request *request)
         submit(request);
         return;
     }
+    uncount_bytes(blk, request->costs_bytes);
     if (request->bracketed)
         virtqueue_write_end(request->queue, &request->chain);
     if (result == 0)
@@ -171,6 +189,8 @@ static void start(struct blk_request *request, enum disk_op op, uint64_t sector,
     disk->bounced = false;
     disk->done = disk_done;
     disk->context = NULL;
+    request->costs_bytes = op == DISK_DISCARD ? 0 : disk->length; /* a discard moves nothing */
+    request->blk->bytes_in_flight += request->costs_bytes;
     virtio_request_begin(&request->blk->virtio);
     submit(request);
 }
@@ -313,8 +333,13 @@ static bool serve_one(struct virtio_blk *blk, struct virtqueue *queue)
 
 static bool blk_notify(struct virtio_device *virtio, struct virtqueue *queue)
 {
+    struct virtio_blk *blk = blk_of(virtio);
     for (unsigned done = 0; done < queue->size;) {
-        if (serve_one(blk_of(virtio), queue))
+        if (blk->bytes_in_flight >= IN_FLIGHT_BYTES) {
+            blk->waiting_queues |= BIT(queue->index);
+            return false;
+        }
+        if (serve_one(blk, queue))
             done++;
         else if (!virtqueue_want_notify(queue))
             return false;
