@@ -80,14 +80,41 @@ static bool same_mxcsr(const struct diff_end *a, const struct diff_end *b)
     return ((real ^ ours) & ~(loose ? 0x3fu : 0)) == 0;
 }
 
-static bool same(const struct diff_end *a, const struct diff_end *b)
+static bool same_state(const struct diff_end *a, const struct diff_end *b)
 {
-    return a->timeout == b->timeout && a->vector == b->vector && a->error == b->error &&
-           a->cr2 == b->cr2 && a->state.rip == b->state.rip && a->state.rflags == b->state.rflags &&
+    return a->timeout == b->timeout && a->state.rip == b->state.rip &&
+           a->state.rflags == b->state.rflags &&
            memcmp(a->state.gpr, b->state.gpr, sizeof a->state.gpr) == 0 &&
            memcmp(a->memory, b->memory, MEMORY_SIZE) == 0 &&
            memcmp(a->state.fpu.ymm, b->state.fpu.ymm, sizeof a->state.fpu.ymm) == 0 &&
            same_x87(&a->state.fpu, &b->state.fpu) && same_mxcsr(a, b);
+}
+
+static bool is_memory_fault(unsigned vector)
+{
+    return vector == X86_SS_FAULT || vector == X86_GP || vector == X86_PF_FAULT ||
+           vector == X86_AC_FAULT;
+}
+
+/* The instruction at `rip`, if it is one of the sequence's, has two operands that may fault. */
+static bool either_may_fault(const struct worker *w, uint64_t rip)
+{
+    struct diff_insn insn;
+    uint64_t offset = rip - CODE_BASE;
+
+    return offset < w->sequence.length &&
+           diff_decode(&w->forms, w->sequence.input.code + offset, 15, &insn) &&
+           diff_policy_either_fault(&insn);
+}
+
+static bool same(const struct worker *w, const struct diff_end *a, const struct diff_end *b)
+{
+    if (!same_state(a, b))
+        return false;
+    if (a->vector == b->vector && a->error == b->error && a->cr2 == b->cr2)
+        return true;
+    return is_memory_fault(a->vector) && is_memory_fault(b->vector) &&
+           either_may_fault(w, a->state.rip);
 }
 
 static void print_hex(const char *name, const uint8_t *real, const uint8_t *ours, unsigned size)
@@ -179,7 +206,7 @@ static bool agrees(struct worker *w, unsigned count)
     if (w->ours.timeout)
         return true;
     diff_native_run(w->native, &input, &w->real);
-    return same(&w->real, &w->ours);
+    return same(w, &w->real, &w->ours);
 }
 
 static void print_insn(const struct diff_sequence *s, unsigned i)
@@ -256,7 +283,7 @@ static void run_sequence(struct worker *w, uint64_t number)
         return;
     }
     diff_native_run(w->native, &w->sequence.input, &w->real);
-    if (same(&w->real, &w->ours)) {
+    if (same(w, &w->real, &w->ours)) {
         __atomic_fetch_add(&w->shared->ends[w->real.vector & 31], 1, __ATOMIC_RELAXED);
         count_cases(w);
     } else if (__atomic_fetch_add(&w->shared->failures, 1, __ATOMIC_RELAXED) < FAILURES_MAX) {

@@ -127,23 +127,18 @@ static uint64_t before_segment(const struct diff_insn *i, uint64_t address)
     return i->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT_GS ? address - GS_BASE : address;
 }
 
-static bool is_string_compare(ZydisMnemonic m)
+/* CMPS: bytes and words differ, and long counts from short ones. */
+bool diff_policy_either_fault(const struct diff_insn *i)
 {
-    return m == ZYDIS_MNEMONIC_CMPSB || m == ZYDIS_MNEMONIC_CMPSW || m == ZYDIS_MNEMONIC_CMPSD ||
-           m == ZYDIS_MNEMONIC_CMPSQ;
+    return i->z.mnemonic == ZYDIS_MNEMONIC_CMPSB || i->z.mnemonic == ZYDIS_MNEMONIC_CMPSW ||
+           i->z.mnemonic == ZYDIS_MNEMONIC_CMPSD || i->z.mnemonic == ZYDIS_MNEMONIC_CMPSQ;
 }
 
-/* Of CMPS only one side may fault: which goes first differs from count to count. */
 static void prepare_string(struct diff_writer *w, const struct diff_insn *i)
 {
     uint64_t count = diff_chance(w->r, 85) ? diff_below(w->r, 24) : diff_below(w->r, 600);
-    uint64_t source = diff_address(w->r, 32);
 
-    if (is_string_compare(i->z.mnemonic)) {
-        source = DATA_BASE + DATA_RW / 2 + diff_below(w->r, 512);
-        count = diff_below(w->r, 200);
-    }
-    diff_put_mov(w, X86_RSI, before_segment(i, source));
+    diff_put_mov(w, X86_RSI, before_segment(i, diff_address(w->r, 32)));
     diff_put_mov(w, X86_RDI, diff_address(w->r, 32));
     diff_put_mov(w, X86_RCX, count);
 }
