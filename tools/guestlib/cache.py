@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 
@@ -33,10 +34,23 @@ def say(text):
 
 @contextlib.contextmanager
 def step(text):
-    """Announces a step that takes long, and its seconds when it is done."""
+    """Announces a step that takes long, says every ten seconds that it goes on, and its seconds at the
+    end."""
     say(f"{text} ...")
     start = time.monotonic()
-    yield
+    done = threading.Event()
+
+    def tell():
+        while not done.wait(10):
+            say(f"{text}: {time.monotonic() - start:.0f} s so far")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
     say(f"{text}: {time.monotonic() - start:.1f} s")
 
 
