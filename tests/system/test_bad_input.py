@@ -164,6 +164,15 @@ def refused_while_running(writer, kernel, disk):
     refused("--kernel", kernel, "--disk", f"{disk},ro", status=(1,), says=["--disk", disk])
 
 
+def test_readers_share_a_disk(boot, kernel, empty_disk):
+    """Two VMs may have a disk read-only; meanwhile nobody may write to it."""
+    disk = f"{empty_disk},ro"
+    with boot("sleep", "--disk", disk) as first, boot("sleep", "--disk", disk) as second:
+        first.expect("parat-guest: init")
+        second.expect("parat-guest: init")
+        refused("--kernel", kernel, "--disk", empty_disk, status=(1,), says=["--disk", empty_disk])
+
+
 def test_port_in_use(kernel):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
