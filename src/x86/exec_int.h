@@ -9,8 +9,7 @@
 #include "x86/decode_int.h"
 #include "x86/mem.h"
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-#define NO_INLINE     static __attribute__((noinline))
+#define NO_INLINE static __attribute__((noinline))
 
 /* --- registers --- */
 
@@ -141,38 +140,6 @@ ALWAYS_INLINE char *fast_write(struct x86_cpu *cpu, const struct x86_insn *insn,
 {
     return likely(insn->flags & X86_INSN_FLAT64) ? write_pointer(cpu, fast_la(cpu, insn), size)
                                                  : NULL;
-}
-
-ALWAYS_INLINE uint64_t host_load(const void *p, unsigned size)
-{
-    switch (size) {
-    case 1:
-        return *(const uint8_t *)p;
-    case 2:
-        return load_le16(p);
-    case 4:
-        return load_le32(p);
-    default:
-        return load_le64(p);
-    }
-}
-
-ALWAYS_INLINE void host_store(void *p, unsigned size, uint64_t value)
-{
-    switch (size) {
-    case 1:
-        *(uint8_t *)p = (uint8_t)value;
-        break;
-    case 2:
-        store_le16(p, (uint16_t)value);
-        break;
-    case 4:
-        store_le32(p, (uint32_t)value);
-        break;
-    default:
-        store_le64(p, value);
-        break;
-    }
 }
 
 /* An operation on a destination and a source, and on one destination. */

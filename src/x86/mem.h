@@ -111,47 +111,56 @@ static inline bool x86_tlb_hit(uint64_t tag, uint64_t la, unsigned size)
     return likely(tag == ((la + size - 1) & PAGE_MASK));
 }
 
-/* size is a constant 1, 2, 4 or 8 at each call, so that this folds to one host load. */
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+/* size is a constant 1, 2, 4 or 8 at each call, so that these fold to one host access. */
+ALWAYS_INLINE uint64_t host_load(const void *p, unsigned size)
+{
+    switch (size) {
+    case 1:
+        return *(const uint8_t *)p;
+    case 2:
+        return load_le16(p);
+    case 4:
+        return load_le32(p);
+    default:
+        return load_le64(p);
+    }
+}
+
+ALWAYS_INLINE void host_store(void *p, unsigned size, uint64_t value)
+{
+    switch (size) {
+    case 1:
+        *(uint8_t *)p = (uint8_t)value;
+        break;
+    case 2:
+        store_le16(p, (uint16_t)value);
+        break;
+    case 4:
+        store_le32(p, (uint32_t)value);
+        break;
+    default:
+        store_le64(p, value);
+        break;
+    }
+}
+
 static inline uint64_t x86_load(struct x86_cpu *cpu, uint64_t la, unsigned size)
 {
     const struct x86_tlb_entry *e = &cpu->tlb_now[la >> PAGE_SHIFT & (X86_TLB_SIZE - 1)];
-    if (x86_tlb_hit(e->read, la, size)) {
-        const void *p = (const void *)(la + e->addend);
-        switch (size) {
-        case 1:
-            return *(const uint8_t *)p;
-        case 2:
-            return load_le16(p);
-        case 4:
-            return load_le32(p);
-        default:
-            return load_le64(p);
-        }
-    }
+    if (x86_tlb_hit(e->read, la, size))
+        return host_load((const void *)(la + e->addend), size);
     return x86_load_slow(cpu, la, size, (enum x86_mmu)cpu->mmu);
 }
 
 static inline void x86_store(struct x86_cpu *cpu, uint64_t la, unsigned size, uint64_t value)
 {
     const struct x86_tlb_entry *e = &cpu->tlb_now[la >> PAGE_SHIFT & (X86_TLB_SIZE - 1)];
-    if (x86_tlb_hit(e->write, la, size)) {
-        void *p = (void *)(la + e->addend);
-        switch (size) {
-        case 1:
-            *(uint8_t *)p = (uint8_t)value;
-            return;
-        case 2:
-            store_le16(p, (uint16_t)value);
-            return;
-        case 4:
-            store_le32(p, (uint32_t)value);
-            return;
-        default:
-            store_le64(p, value);
-            return;
-        }
-    }
-    x86_store_slow(cpu, la, size, value, (enum x86_mmu)cpu->mmu);
+    if (x86_tlb_hit(e->write, la, size))
+        host_store((void *)(la + e->addend), size, value);
+    else
+        x86_store_slow(cpu, la, size, value, (enum x86_mmu)cpu->mmu);
 }
 
 #endif

@@ -119,8 +119,9 @@ static void test_dma_guards(void **state)
     assert_int_equal(dma(f, 0x02, 4, RAM - 2), 1);
     assert_int_equal(dma(f, 0x02, 0xffffffff, 0x2000), 1);
     assert_int_equal(dma(f, 0x02, 4, ~0ull - 1), 1);
-    assert_int_equal(dma(f, 0x10, 4, 0x2000), 1); /* nothing is writable */
-    rig_out(f->machine, PORT + 4, 4, 0xffffffff); /* a structure outside of RAM */
+    assert_int_equal(dma(f, 0x02, 2 << 20, 0x2000), 1); /* in RAM, but far behind the item */
+    assert_int_equal(dma(f, 0x10, 4, 0x2000), 1);       /* nothing is writable */
+    rig_out(f->machine, PORT + 4, 4, 0xffffffff);       /* a structure outside of RAM */
     rig_out(f->machine, PORT + 8, 4, 0);
     assert_true(f->device->guest_errors >= 5);
 }

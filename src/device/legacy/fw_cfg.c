@@ -33,6 +33,7 @@ enum {
 #define ID_DMA          2
 #define DIRECTORY_ENTRY 64
 #define DIRECTORY_SIZE  (4 + FW_CFG_FILES_MAX * DIRECTORY_ENTRY)
+#define DMA_PADDING_MAX (1u << 20)
 #define DMA_SIGNATURE   "QEMU CFG"
 #define DMA_OFFSET      4
 #define DMA_ERROR       0x01u
@@ -114,14 +115,14 @@ static struct blob take(struct fw_cfg *f, uint32_t length)
 
 /* --- DMA --- */
 
-/* What is behind an item's end reads as zeros. */
+/* What is behind an item's end reads as zeros; a handler must not clear gigabytes for it. */
 static int dma_read(struct fw_cfg *f, uint64_t address, uint32_t length)
 {
     struct guest_memory *memory = f->device.machine->memory;
     uint32_t position = f->position;
     struct blob part = take(f, length);
-    int error = 0;
-    if (part.size)
+    int error = length - part.size > DMA_PADDING_MAX ? -E2BIG : 0;
+    if (!error && part.size)
         error = guest_memory_write(memory, gpa(address), part.data, part.size);
     if (!error && length > part.size)
         error = guest_memory_fill(memory, gpa(address + part.size), 0, length - part.size);
