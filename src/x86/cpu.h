@@ -67,22 +67,26 @@ enum x86_mmu {
     X86_MMU_COUNT
 };
 
-#define X86_TLB_BITS  10
+#define X86_TLB_BITS  10 /* of the index, la >> 12 & (X86_TLB_SIZE - 1) */
 #define X86_TLB_SIZE  (1u << X86_TLB_BITS)
 #define X86_TLB_EMPTY 1ull /* is no page address */
 
-/* An access hits when its page address equals the tag of its kind. */
+/*
+ * An access hits when its page address equals the tag of its kind. Generated code knows this
+ * layout; what only C needs of a page stands in the book.
+ */
 struct x86_tlb_entry {
     uint64_t read, write, exec; /* linear page address, or X86_TLB_EMPTY */
     uintptr_t addend;           /* host address = linear address + addend */
-    uint64_t gpa;               /* guest-physical page address */
 };
+_Static_assert(sizeof(struct x86_tlb_entry) == 32, "two in a cache line, index by a shift of 5");
 
 /* Entries that others took the slot of: what makes two buffers a power of two apart bearable. */
 #define X86_TLB_VICTIMS 8
 
 struct x86_tlb_victim {
     struct x86_tlb_entry entry;
+    uint64_t gpa;
     uint8_t flags;
 };
 
@@ -91,6 +95,7 @@ struct x86_tlb_victim {
  * as much as the table: lists of the slots in use, global and not.
  */
 struct x86_tlb_book {
+    uint64_t gpa[X86_MMU_COUNT][X86_TLB_SIZE];  /* guest-physical page addresses */
     uint8_t flags[X86_MMU_COUNT][X86_TLB_SIZE]; /* TLB_*, tlb.c */
     uint16_t list[2][X86_MMU_COUNT * X86_TLB_SIZE];
     unsigned count[2];
@@ -143,7 +148,7 @@ struct x86_cpu {
      */
     uint64_t tlb_revocations;
     uint64_t pauses; /* PAUSE executed */
-    struct x86_tlb_entry tlb[X86_MMU_COUNT][X86_TLB_SIZE];
+    _Alignas(64) struct x86_tlb_entry tlb[X86_MMU_COUNT][X86_TLB_SIZE];
     struct x86_tlb_book book;
 };
 

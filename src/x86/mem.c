@@ -83,11 +83,13 @@ static bool hit(const struct x86_tlb_entry *e, uint64_t la, enum x86_access acce
 }
 
 /* A store to a page whose direct writing was refused: perhaps it is allowed now. */
-static void ask_again(struct x86_cpu *cpu, struct x86_tlb_entry *e, uint64_t la, struct ref *out)
+static void ask_again(struct x86_cpu *cpu, uint64_t la, enum x86_mmu mmu, struct ref *out)
 {
-    out->gpa = e->gpa | (la & ~PAGE_MASK);
+    struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, mmu);
+
+    out->gpa = x86_tlb_gpa(cpu, la, mmu) | (la & ~PAGE_MASK);
     out->direct = true;
-    uint8_t *page = cpu->ops->page(cpu->context, gpa(e->gpa), &out->direct);
+    uint8_t *page = cpu->ops->page(cpu->context, gpa(out->gpa & PAGE_MASK), &out->direct);
     out->host = page ? page + (la & ~PAGE_MASK) : NULL;
     if (page && out->direct && e->addend == (uintptr_t)page - (la & PAGE_MASK))
         e->write = la & PAGE_MASK;
@@ -100,12 +102,12 @@ static bool resolve_known(struct x86_cpu *cpu, uint64_t la, enum x86_access acce
     struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, mmu);
 
     if (hit(e, la, access)) {
-        *out = (struct ref) {(uint8_t *)(la + e->addend), e->gpa | (la & ~PAGE_MASK),
-                             hit(e, la, X86_WRITE)};
+        *out = (struct ref) {(uint8_t *)(la + e->addend),
+                             x86_tlb_gpa(cpu, la, mmu) | (la & ~PAGE_MASK), hit(e, la, X86_WRITE)};
         return true;
     }
     if (access == X86_WRITE && x86_tlb_may_write(cpu, mmu, la)) {
-        ask_again(cpu, e, la, out);
+        ask_again(cpu, la, mmu, out);
         return true;
     }
     return false;

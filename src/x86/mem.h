@@ -104,6 +104,12 @@ static inline struct x86_tlb_entry *x86_tlb_slot(struct x86_cpu *cpu, uint64_t l
     return &cpu->tlb[mmu][la >> PAGE_SHIFT & (X86_TLB_SIZE - 1)];
 }
 
+/* The guest-physical page that the entry for la is of, when one of its tags matches. */
+static inline uint64_t x86_tlb_gpa(const struct x86_cpu *cpu, uint64_t la, enum x86_mmu mmu)
+{
+    return cpu->book.gpa[mmu][la >> PAGE_SHIFT & (X86_TLB_SIZE - 1)];
+}
+
 /* Do all `size` bytes at la lie in the page of this tag? la is of the tag's slot, so that the next
  * page's never matches. */
 static inline bool x86_tlb_hit(uint64_t tag, uint64_t la, unsigned size)

@@ -93,27 +93,34 @@ static void list_add(struct x86_tlb_book *book, uint8_t *flags, unsigned slot, b
 
 #define LISTED (TLB_LISTED_LOCAL | TLB_LISTED_GLOBAL)
 
-static void save_victim(struct x86_cpu *cpu, enum x86_mmu mmu, const struct x86_tlb_entry *e,
-                        uint8_t flags)
+static struct x86_tlb_victim as_victim(const struct x86_cpu *cpu, enum x86_mmu mmu, unsigned index)
 {
-    if (is_empty(e))
+    const struct x86_tlb_book *book = &cpu->book;
+
+    return (struct x86_tlb_victim) {cpu->tlb[mmu][index], book->gpa[mmu][index],
+                                    (uint8_t)(book->flags[mmu][index] & ~LISTED)};
+}
+
+static void save_victim(struct x86_cpu *cpu, enum x86_mmu mmu, unsigned index)
+{
+    if (is_empty(&cpu->tlb[mmu][index]))
         return;
     unsigned n = cpu->book.next_victim[mmu]++ % X86_TLB_VICTIMS;
-    cpu->book.victim[mmu][n] = (struct x86_tlb_victim) {*e, (uint8_t)(flags & ~LISTED)};
+    cpu->book.victim[mmu][n] = as_victim(cpu, mmu, index);
 }
 
 bool x86_tlb_revive(struct x86_cpu *cpu, enum x86_mmu mmu, uint64_t la)
 {
     unsigned index = la >> PAGE_SHIFT & (X86_TLB_SIZE - 1);
-    struct x86_tlb_entry *e = &cpu->tlb[mmu][index];
     uint8_t *flags = &cpu->book.flags[mmu][index];
 
     for (unsigned i = 0; i < X86_TLB_VICTIMS; i++) {
         struct x86_tlb_victim *v = &cpu->book.victim[mmu][i];
         if (!is_page(&v->entry, la & PAGE_MASK))
             continue;
-        struct x86_tlb_victim old = {*e, (uint8_t)(*flags & ~LISTED)};
-        *e = v->entry;
+        struct x86_tlb_victim old = as_victim(cpu, mmu, index);
+        cpu->tlb[mmu][index] = v->entry;
+        cpu->book.gpa[mmu][index] = v->gpa;
         *flags = (uint8_t)((*flags & LISTED) | v->flags);
         *v = old;
         list_add(&cpu->book, flags, mmu * X86_TLB_SIZE + index, *flags & TLB_GLOBAL);
@@ -126,20 +133,21 @@ void x86_tlb_fill(struct x86_cpu *cpu, enum x86_mmu mmu, const struct x86_tlb_fi
 {
     unsigned index = fill->la >> PAGE_SHIFT & (X86_TLB_SIZE - 1);
     struct x86_tlb_entry *e = &cpu->tlb[mmu][index];
+    uint64_t *page_gpa = &cpu->book.gpa[mmu][index];
     uint8_t *flags = &cpu->book.flags[mmu][index];
-    bool same = is_page(e, fill->la) && e->gpa == fill->gpa &&
+    bool same = is_page(e, fill->la) && *page_gpa == fill->gpa &&
                 e->addend == (uintptr_t)fill->host - fill->la;
 
     if (!same) {
         if (!is_page(e, fill->la))
-            save_victim(cpu, mmu, e, *flags);
+            save_victim(cpu, mmu, index);
         clear_entry(e);
         *flags &= (uint8_t) ~(TLB_GLOBAL | TLB_MAY_WRITE);
     }
     *flags &= (uint8_t)~TLB_SIZE_CLASS;
     *flags |= (uint8_t)(size_class(fill->page_shift) << TLB_SIZE_SHIFT);
     e->addend = (uintptr_t)fill->host - fill->la;
-    e->gpa = fill->gpa;
+    *page_gpa = fill->gpa;
     if (fill->read)
         e->read = fill->la;
     if (fill->write)
@@ -237,10 +245,9 @@ void x86_tlb_write_protect(struct x86_cpu *cpu, uint64_t page_gpa)
 
     for (unsigned l = 0; l < 2; l++) {
         for (unsigned i = 0; i < book->count[l]; i++) {
-            unsigned slot = book->list[l][i];
-            struct x86_tlb_entry *e = &cpu->tlb[slot / X86_TLB_SIZE][slot % X86_TLB_SIZE];
-            if (e->gpa == page_gpa)
-                e->write = X86_TLB_EMPTY;
+            unsigned slot = book->list[l][i], m = slot / X86_TLB_SIZE, n = slot % X86_TLB_SIZE;
+            if (book->gpa[m][n] == page_gpa)
+                cpu->tlb[m][n].write = X86_TLB_EMPTY;
         }
     }
     clear_victims(cpu);

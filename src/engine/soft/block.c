@@ -253,7 +253,7 @@ static inline const uint8_t *code_page(struct x86_cpu *cpu, uint64_t la, uint64_
 {
     const struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, (enum x86_mmu)cpu->mmu);
     if (likely(e->exec == (la & PAGE_MASK))) {
-        *page = e->gpa;
+        *page = x86_tlb_gpa(cpu, la, (enum x86_mmu)cpu->mmu);
         return (const uint8_t *)((la & PAGE_MASK) + e->addend);
     }
     return x86_fetch_page(cpu, la, page);
