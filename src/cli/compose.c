@@ -108,6 +108,7 @@ static int create_machine(struct composition *c, struct err *err)
         .ram_size = o->memory,
         .tsc_hz = Q35_TSC_HZ,
         .engine = c->choice.engine,
+        .code = o->code,
         .cpuid = &c->cpuid,
         .reset_on_triple_fault = o->reset_on_triple_fault,
         .no_reboot = o->no_reboot,
@@ -151,7 +152,7 @@ static int open_consoles(struct composition *c, struct console_terminal *termina
 static int create_in_order(struct composition *c, struct console_terminal *terminal,
                            struct err *err)
 {
-    int error = engines_choose(&c->choice, c->options->engine, err);
+    int error = engines_choose(&c->choice, c->options->engine, c->options->has_code, err);
     if (!error)
         error = build_cpu(c, err);
     if (!error)

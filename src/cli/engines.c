@@ -21,7 +21,12 @@ static void describe(struct engine_choice *out, const struct engine_probe *probe
              probe->reason[0] ? ": " : "", probe->reason);
 }
 
-static int choose_by_name(struct engine_choice *out, const char *name, struct err *err)
+static bool has_code_modes(const struct engine_ops *engine)
+{
+    return engine->capabilities() & ENGINE_CAP_CODE_MODES;
+}
+
+static int choose_by_name(struct engine_choice *out, const char *name, bool code, struct err *err)
 {
     for (size_t i = 0; i < ARRAY_COUNT(engines); i++) {
         if (strcmp(engines[i]->name, name) != 0)
@@ -31,17 +36,21 @@ static int choose_by_name(struct engine_choice *out, const char *name, struct er
         out->engine->probe(&probe);
         if (probe.verdict == ENGINE_UNUSABLE)
             return err_set(err, ENOTSUP, "--engine %s: is not usable here: %s", name, probe.reason);
+        if (code && !has_code_modes(out->engine))
+            return err_set(err, EINVAL, "--engine %s: has no mode= and no code-cache=", name);
         describe(out, &probe, "as asked");
         return 0;
     }
     return err_set(err, EINVAL, "--engine %s: there is no such engine; try auto", name);
 }
 
-static int choose_best(struct engine_choice *out, struct err *err)
+static int choose_best(struct engine_choice *out, bool code, struct err *err)
 {
     struct engine_probe best = {.verdict = ENGINE_UNUSABLE};
     for (size_t i = 0; i < ARRAY_COUNT(engines); i++) {
         struct engine_probe probe = {0};
+        if (code && !has_code_modes(engines[i]))
+            continue;
         engines[i]->probe(&probe);
         if (probe.verdict == ENGINE_UNUSABLE || (out->engine && probe.rank <= best.rank))
             continue;
@@ -56,8 +65,9 @@ static int choose_best(struct engine_choice *out, struct err *err)
     return 0;
 }
 
-int engines_choose(struct engine_choice *out, const char *name, struct err *err)
+int engines_choose(struct engine_choice *out, const char *name, bool code, struct err *err)
 {
     *out = (struct engine_choice) {0};
-    return strcmp(name, "auto") == 0 ? choose_best(out, err) : choose_by_name(out, name, err);
+    return strcmp(name, "auto") == 0 ? choose_best(out, code, err)
+                                     : choose_by_name(out, name, code, err);
 }

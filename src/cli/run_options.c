@@ -53,9 +53,56 @@ static int parse_machine(void *target, const char *value, struct err *err)
     return set_string(&((struct run_options *)target)->machine, value, err);
 }
 
+static int parse_engine_mode(struct engine_code_config *code, const char *mode, struct err *err)
+{
+    if (strcmp(mode, "translate") == 0)
+        code->mode = ENGINE_CODE_TRANSLATE;
+    else if (strcmp(mode, "interpret") == 0)
+        code->mode = ENGINE_CODE_INTERPRET;
+    else if (strcmp(mode, "lockstep") == 0)
+        code->mode = ENGINE_CODE_LOCKSTEP;
+    else
+        return err_set(err, EINVAL, "mode= takes translate, interpret or lockstep");
+    return 0;
+}
+
+static int parse_engine_word(struct engine_code_config *code, const char *word, struct err *err)
+{
+    const char *mode = options_value_of(word, "mode");
+    const char *cache = options_value_of(word, "code-cache");
+    if (mode)
+        return parse_engine_mode(code, mode, err);
+    if (!cache)
+        return err_set(err, EINVAL,
+                       "'%s' is not one of mode=translate|interpret|lockstep, code-cache=SIZE",
+                       word);
+    if (!options_parse_size(cache, &code->cache_size) || code->cache_size < ENGINE_CODE_CACHE_MIN ||
+        code->cache_size > ENGINE_CODE_CACHE_MAX || code->cache_size % 4096)
+        return err_set(err, EINVAL, "code-cache= takes 1M to 1G, a multiple of 4K");
+    return 0;
+}
+
 static int parse_engine(void *target, const char *value, struct err *err)
 {
-    return set_string(&((struct run_options *)target)->engine, value, err);
+    struct run_options *o = target;
+    size_t length = strcspn(value, ",");
+    if (!length)
+        return err_set(err, EINVAL, "the engine's name is missing");
+    if (length > RUN_ENGINE_NAME_MAX)
+        return err_set(err, EINVAL, "there is no such engine; try auto");
+    memcpy(o->engine, value, length);
+    o->engine[length] = 0;
+    char *copy = strdup(value + length), *cursor = copy, *word;
+    if (!copy)
+        return err_set(err, ENOMEM, "out of memory");
+    int error = 0;
+    options_next_word(&cursor); /* what stands before the first comma: nothing */
+    while (!error && (word = options_next_word(&cursor))) {
+        o->has_code = true;
+        error = parse_engine_word(&o->code, word, err);
+    }
+    free(copy);
+    return error;
 }
 
 static int parse_cpus(void *target, const char *value, struct err *err)
@@ -342,7 +389,13 @@ static const struct option table[] = {
     {NULL, NULL, "The machine", false, NULL},
     {"name", "NAME", "what the VM is called (default: parat)", false, parse_name},
     {"machine", "MODEL", "q35-1 (default): its hardware never changes", false, parse_machine},
-    {"engine", "ENGINE", "auto (default: the fastest usable one) or soft", false, parse_engine},
+    {"engine", "ENGINE[,OPTION...]",
+     "auto (default: the fastest usable one) or soft.\n"
+     "Options of soft:\n"
+     "mode=translate|interpret|lockstep   how code is run;\n"
+     "             lockstep checks one by the other\n"
+     "code-cache=SIZE   of each CPU, 1M to 1G (32M)",
+     false, parse_engine},
     {"cpus", "N", "number of CPUs, 1 to 64 (default: 1)", false, parse_cpus},
     {"memory", "SIZE", "RAM, with K, M or G (default: 512M)", false, parse_memory},
     {"cpu", "MODEL",

@@ -10,10 +10,12 @@
 #include "backend/net/net.h"
 #include "base/bits.h"
 #include "base/err.h"
+#include "vm/engine.h"
 
 #define RUN_DISKS_MAX       16
 #define RUN_NETS_MAX        8
 #define RUN_INITRDS_MAX     16
+#define RUN_ENGINE_NAME_MAX 31
 #define RUN_DISK_SERIAL_MAX 20 /* virtio-blk's ID string */
 #define RUN_MEMORY_MIN      (1ull << 20)
 
@@ -36,7 +38,10 @@ struct run_console {
 };
 
 struct run_options {
-    const char *name, *machine, *engine, *cpu;
+    const char *name, *machine, *cpu;
+    char engine[RUN_ENGINE_NAME_MAX + 1];
+    bool has_code; /* --engine had options that set `code` */
+    struct engine_code_config code;
     unsigned cpus;
     uint64_t memory;
     const char *kernel, *append, *stats;

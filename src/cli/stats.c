@@ -80,6 +80,17 @@ static json_t *exits_by_kind(const struct machine_counters *counters)
     return exits;
 }
 
+static json_t *lockstep_object(const struct engine_lockstep_counters *lockstep)
+{
+    json_t *object = json_object();
+    json_object_set_new(object, "units", integer(lockstep->units));
+    json_object_set_new(object, "instructions", integer(lockstep->instructions));
+    json_object_set_new(object, "unchecked", integer(lockstep->unchecked));
+    json_object_set_new(object, "retries", integer(lockstep->retries));
+    json_object_set_new(object, "divergences", integer(lockstep->divergences));
+    return object;
+}
+
 static json_t *accesses_by_device(struct machine *machine)
 {
     json_t *devices = json_object();
@@ -128,6 +139,10 @@ static void add_machine(json_t *root, const struct stats_run *run)
                         counts ? integer(counters.vcpu.instructions) : json_null());
     json_object_set_new(root, "interrupts", integer(counters.vcpu.interrupts));
     json_object_set_new(root, "resets", integer(counters.resets));
+    json_object_set_new(root, "lockstep",
+                        machine->config.code.mode == ENGINE_CODE_LOCKSTEP
+                            ? lockstep_object(&counters.vcpu.lockstep)
+                            : json_null());
     json_object_set_new(root, "exits", exits_by_kind(&counters));
     json_object_set_new(root, "devices", accesses_by_device(machine));
     json_object_set_new(root, "pio", bus_object(&counters.pio));

@@ -40,6 +40,22 @@ enum engine_capability {
     ENGINE_CAP_DOORBELL = 1 << 1,
     ENGINE_CAP_TSC_SCALING = 1 << 2,
     ENGINE_CAP_COUNTS_INSTRUCTIONS = 1 << 3,
+    ENGINE_CAP_CODE_MODES = 1 << 4, /* heeds struct engine_code_config */
+};
+
+/* How an engine that executes instructions in software does so. */
+enum engine_code_mode {
+    ENGINE_CODE_TRANSLATE, /* by host code made from them: the fastest way */
+    ENGINE_CODE_INTERPRET, /* one after the other */
+    ENGINE_CODE_LOCKSTEP,  /* both; a difference ends the VM with VM_EXIT_ERROR. Slow, a test. */
+};
+#define ENGINE_CODE_CACHE_DEFAULT (32ull << 20)
+#define ENGINE_CODE_CACHE_MIN     (1ull << 20)
+#define ENGINE_CODE_CACHE_MAX     (1ull << 30)
+
+struct engine_code_config {
+    enum engine_code_mode mode;
+    uint64_t cache_size; /* bytes of translated code that each vCPU keeps; 0: the default */
 };
 
 /* What run returns. An engine that executes instructions itself reaches the buses by its callbacks
@@ -115,6 +131,7 @@ struct engine_vm_config {
     struct vm_clock *clock;
     uint64_t tsc_hz;                     /* 0: the engine chooses */
     const struct x86_cpuid_table *cpuid; /* what CPUID answers; outlives the VM */
+    struct engine_code_config code;      /* with ENGINE_CAP_CODE_MODES */
     const struct engine_callbacks *callbacks;
     void *context;
 };
@@ -136,10 +153,19 @@ struct engine_vm_state {
     uint64_t tsc;      /* of vCPU 0 at that time */
 };
 
+/* Of ENGINE_CODE_LOCKSTEP: what was compared. */
+struct engine_lockstep_counters {
+    uint64_t units, instructions; /* checked */
+    uint64_t unchecked;           /* instructions that could only be executed once */
+    uint64_t retries;             /* differences that went away when both ran again */
+    uint64_t divergences;
+};
+
 struct engine_vcpu_counters {
     uint64_t exits[VM_EXIT_KIND_COUNT]; /* also those served by callbacks, by their kind */
     uint64_t instructions;              /* valid with ENGINE_CAP_COUNTS_INSTRUCTIONS */
     uint64_t interrupts;                /* delivered to the guest */
+    struct engine_lockstep_counters lockstep;
 };
 
 struct engine_ops {

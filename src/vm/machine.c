@@ -109,6 +109,7 @@ static int create_engine(struct machine *machine, struct err *err)
                                       .clock = machine->clock,
                                       .tsc_hz = machine->config.tsc_hz,
                                       .cpuid = machine->config.cpuid,
+                                      .code = machine->config.code,
                                       .callbacks = &callbacks,
                                       .context = machine};
     int error = machine->engine->vm_create(&config, &machine->engine_vm, err);
@@ -464,6 +465,16 @@ uint64_t machine_first_run_ns(const struct machine *machine)
     return atomic_load(&machine->internal->first_run_ns);
 }
 
+static void add_lockstep(struct engine_lockstep_counters *sum,
+                         const struct engine_lockstep_counters *one)
+{
+    sum->units += one->units;
+    sum->instructions += one->instructions;
+    sum->unchecked += one->unchecked;
+    sum->retries += one->retries;
+    sum->divergences += one->divergences;
+}
+
 void machine_counters(struct machine *machine, struct machine_counters *out)
 {
     *out = (struct machine_counters) {.resets = machine->internal->resets};
@@ -478,5 +489,6 @@ void machine_counters(struct machine *machine, struct machine_counters *out)
             out->vcpu.exits[k] += one.exits[k];
         out->vcpu.instructions += one.instructions;
         out->vcpu.interrupts += one.interrupts;
+        add_lockstep(&out->vcpu.lockstep, &one.lockstep);
     }
 }

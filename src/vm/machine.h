@@ -43,6 +43,7 @@ struct machine_config {
     uint64_t ram_size;
     uint64_t tsc_hz;                 /* 0: the engine chooses */
     const struct engine_ops *engine; /* chosen and probed by the caller */
+    struct engine_code_config code;
     const struct x86_cpuid_table *cpuid;
     bool reset_on_triple_fault;
     bool no_reboot;

@@ -38,6 +38,8 @@ def refused(*arguments, status=(1, 2), says=()):
     (["--memory", "512Q"], ["--memory", "512Q"]),
     (["--machine", "nosuch"], ["--machine", "nosuch"]),
     (["--engine", "nosuch"], ["--engine", "nosuch"]),
+    (["--engine", "soft,mode=nosuch"], ["--engine", "nosuch", "interpret"]),
+    (["--engine", "auto,code-cache=1K"], ["--engine", "code-cache=1K", "1M"]),
     (["--cpu", "nosuch"], ["--cpu", "nosuch"]),
     (["--net", "nosuch"], ["--net", "nosuch"]),
     (["--net", "user,hostfwd=nosuch"], ["--net", "nosuch"]),

@@ -54,6 +54,24 @@ static void test_both_spellings_and_repeats(void **state)
     run_options_free(&o);
 }
 
+static void test_engine_options(void **state)
+{
+    struct run_options o = parse_good(ARGS("--engine", "soft,mode=lockstep,code-cache=2M"));
+    assert_string_equal(o.engine, "soft");
+    assert_true(o.has_code);
+    assert_int_equal(o.code.mode, ENGINE_CODE_LOCKSTEP);
+    assert_int_equal(o.code.cache_size, 2u << 20);
+    run_options_free(&o);
+    o = parse_good(ARGS("--engine=auto,mode=interpret"));
+    assert_string_equal(o.engine, "auto");
+    assert_int_equal(o.code.mode, ENGINE_CODE_INTERPRET);
+    run_options_free(&o);
+    o = parse_good(ARGS("--engine", "soft"));
+    assert_false(o.has_code);
+    assert_int_equal(o.code.mode, ENGINE_CODE_TRANSLATE);
+    run_options_free(&o);
+}
+
 static void test_disks(void **state)
 {
     struct run_options o =
@@ -109,6 +127,17 @@ static void test_bad_values_are_told_by_name(void **state)
         {"--memory", "99999999999999999999G"},
         {"--memory", "17179869184G"},
         {"--machine", "pc"},
+        {"--engine", ""},
+        {"--engine", ",mode=translate"},
+        {"--engine", "a-name-that-no-engine-will-ever-have"},
+        {"--engine", "soft,"},
+        {"--engine", "soft,mode=fast"},
+        {"--engine", "soft,mode="},
+        {"--engine", "soft,mode"},
+        {"--engine", "soft,cache=2M"},
+        {"--engine", "soft,code-cache=1023K"},
+        {"--engine", "soft,code-cache=2G"},
+        {"--engine", "soft,code-cache=1048577"},
         {"--cpu", "v9"},
         {"--name", ""},
         {"--name", "a b"},
@@ -243,6 +272,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_both_spellings_and_repeats),
+        cmocka_unit_test(test_engine_options),
         cmocka_unit_test(test_disks),
         cmocka_unit_test(test_nets),
         cmocka_unit_test(test_bad_values_are_told_by_name),

@@ -20,7 +20,7 @@
 
 static unsigned capabilities(void)
 {
-    return ENGINE_CAP_TSC_SCALING | ENGINE_CAP_COUNTS_INSTRUCTIONS;
+    return ENGINE_CAP_TSC_SCALING | ENGINE_CAP_COUNTS_INSTRUCTIONS | ENGINE_CAP_CODE_MODES;
 }
 
 /* --- VM --- */
@@ -67,6 +67,8 @@ static int vm_create(const struct engine_vm_config *config, struct engine_vm **o
         return err_set(err, ENOMEM, "out of memory");
     vm->config = *config;
     vm->tsc_hz = config->tsc_hz ? config->tsc_hz : DEFAULT_TSC_HZ;
+    if (!vm->config.code.cache_size)
+        vm->config.code.cache_size = ENGINE_CODE_CACHE_DEFAULT;
     exclusive_init(&vm->exclusive, soft_stop_running, vm);
     int error = soft_memory_create(vm);
     if (!error)
