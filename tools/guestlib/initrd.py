@@ -16,7 +16,7 @@ _FOLDERS = ("bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "root", "s
 def get():
     """The path of the initrd for the newest kernel; made when its parts have changed."""
     folder = kernel.get()
-    busybox = _busybox()
+    binary = busybox()
     scripts = {name: (_HERE / source).read_bytes() for name, source in _SCRIPTS.items()}
     key = cache.key(pathlib.Path(__file__), *scripts.values())
     result = cache.folder() / "initrd" / f"{folder.name}-{key}.cpio"
@@ -25,11 +25,12 @@ def get():
             return result
         with cache.scratch() as scratch:
             made = scratch / "initrd"
-            made.write_bytes(_archive(folder, busybox, scripts))
+            made.write_bytes(_archive(folder, binary, scripts))
             return cache.publish(made, result)
 
 
-def _busybox():
+def busybox():
+    """The path of Debian's static busybox."""
     result = cache.folder() / "packages" / "busybox"
     with cache.lock():
         if result.exists():
@@ -39,13 +40,13 @@ def _busybox():
             return cache.publish(scratch / "bin" / "busybox", result)
 
 
-def _archive(kernel_folder, busybox, scripts):
+def _archive(kernel_folder, binary, scripts):
     """The cpio archive. It is not compressed: unpacking it would cost the guest more than reading it."""
     archive = Cpio()
     for name in _FOLDERS:
         archive.add(name, stat.S_IFDIR | 0o755)
-    archive.add("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes())
-    applets = subprocess.run([busybox, "--list"], stdout=subprocess.PIPE, check=True).stdout
+    archive.add("bin/busybox", stat.S_IFREG | 0o755, binary.read_bytes())
+    applets = subprocess.run([binary, "--list"], stdout=subprocess.PIPE, check=True).stdout
     for applet in sorted(set(applets.decode().split()) - {"busybox"}):
         archive.add(f"bin/{applet}", stat.S_IFLNK | 0o777, b"busybox")
     for name, content in scripts.items():
