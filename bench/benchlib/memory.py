@@ -4,6 +4,7 @@ import re
 
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+\s*(.*)$")
 _PRIVATE = re.compile(r"^Private_(?:Clean|Dirty|Hugetlb):\s+(\d+) kB$")
+_SHARE = re.compile(r"^Pss:\s+(\d+) kB$")
 
 
 def descendants(pid):
@@ -24,18 +25,23 @@ def is_guest_ram(size, permissions, name, ram_bytes):
 
 
 def private_bytes(pid, ram_bytes):
-    """Private resident bytes of one process, without those of the guest's RAM."""
-    total, counted = 0, True
+    """Private resident bytes of one process, without those of the guest's RAM.
+
+    Memory of a memfd is the process's own, too, but a page that it maps twice (code, once to write and
+    once to run) is not called private; its two shares add up to one page."""
+    total, counted = 0, None
     with open(f"/proc/{pid}/smaps", encoding="ascii", errors="replace") as smaps:
         for line in smaps:
             mapping = _MAPPING.match(line)
             if mapping:
                 size = int(mapping.group(2), 16) - int(mapping.group(1), 16)
-                counted = not is_guest_ram(size, mapping.group(3), mapping.group(4), ram_bytes)
+                counted = _SHARE if mapping.group(4).startswith("/memfd:") else _PRIVATE
+                if is_guest_ram(size, mapping.group(3), mapping.group(4), ram_bytes):
+                    counted = None
                 continue
-            private = _PRIVATE.match(line)
-            if private and counted:
-                total += int(private.group(1)) * 1024
+            found = counted and counted.match(line)
+            if found:
+                total += int(found.group(1)) * 1024
     return total
 
 
