@@ -49,6 +49,9 @@ struct x86_ops {
 
     /* TSC ticks of VM time, without the guest's offset. */
     uint64_t (*tsc)(void *context);
+    void (*tsc_changed)(void *context); /* s.tsc_offset did; may be NULL */
+    /* The CPU has executed X86_PAUSES_TO_YIELD PAUSEs since the last call; may be NULL. */
+    void (*yield)(void *context);
     /* MSRs that x86/msr.c does not hold (APIC, kvmclock, …). False: #GP. */
     bool (*msr_read)(void *context, uint32_t index, uint64_t *value);
     bool (*msr_write)(void *context, uint32_t index, uint64_t value);
@@ -57,6 +60,9 @@ struct x86_ops {
     void (*cr8_write)(void *context, uint64_t value);
     bool (*random)(void *context, uint64_t *value); /* RDRAND, RDSEED */
 };
+
+/* A spin of ordinary length stays below it. */
+#define X86_PAUSES_TO_YIELD 256
 
 /* Which TLB table an access uses. */
 enum x86_mmu {
@@ -147,7 +153,7 @@ struct x86_cpu {
      * page walk may be, too (tables in a device's memory).
      */
     uint64_t tlb_revocations;
-    uint64_t pauses; /* PAUSE executed */
+    unsigned pauses; /* PAUSEs executed since ops->yield */
     _Alignas(64) struct x86_tlb_entry tlb[X86_MMU_COUNT][X86_TLB_SIZE];
     struct x86_tlb_book book;
 };

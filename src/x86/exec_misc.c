@@ -86,7 +86,11 @@ BIND_ONE(salc);
 /* Counted: a CPU that spins may be waiting for one that has no host CPU. */
 static void pause_hint(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-    cpu->pauses++;
+    if (likely(++cpu->pauses < X86_PAUSES_TO_YIELD))
+        return;
+    cpu->pauses = 0;
+    if (cpu->ops->yield)
+        cpu->ops->yield(cpu->context);
 }
 
 static bool bind_pause(const struct x86_decode *d, struct x86_insn *out)

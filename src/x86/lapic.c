@@ -104,6 +104,7 @@ void x86_lapic_set_state(struct x86_lapic *lapic, const struct x86_lapic_state *
     lapic->id = state->id;
     lapic->base = apic_base;
     lapic->tsc_deadline = tsc_deadline;
+    x86_lapic_tsc_changed(lapic);
     lapic->signals = signals_of(state);
     set_registers(lapic, state);
 }
@@ -144,6 +145,7 @@ void x86_lapic_init(struct x86_lapic *lapic)
 
     x86_lapic_state_reset(&state, lapic->id);
     lapic->tsc_deadline = 0;
+    lapic->deadline_ns = UINT64_MAX;
     set_registers(lapic, &state);
 }
 

@@ -83,6 +83,7 @@ struct x86_lapic {
     uint32_t timer_initial, timer_divide;
     uint64_t timer_expiry_ns; /* one-shot and periodic; UINT64_MAX: not running */
     uint64_t tsc_deadline;    /* 0: not armed */
+    uint64_t deadline_ns;     /* VM time of tsc_deadline, UINT64_MAX: not armed; derived */
     uint32_t isr[8];
     uint32_t errors_seen; /* of `errors`, those that had their LVT interrupt */
 
@@ -121,6 +122,8 @@ uint64_t x86_lapic_read_cr8(const struct x86_lapic *lapic);
 void x86_lapic_write_cr8(struct x86_lapic *lapic, uint64_t value);
 uint64_t x86_lapic_read_deadline(const struct x86_lapic *lapic);
 void x86_lapic_write_deadline(struct x86_lapic *lapic, uint64_t tsc);
+/* The guest's TSC was set, or its frequency. */
+void x86_lapic_tsc_changed(struct x86_lapic *lapic);
 
 /* Runs the timer and raises what became due. */
 void x86_lapic_poll(struct x86_lapic *lapic);

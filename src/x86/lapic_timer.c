@@ -48,41 +48,59 @@ static void run_counter(struct x86_lapic *lapic)
     x86_lapic_raise_lvt(lapic, X86_LVT_TIMER);
 }
 
+static void set_deadline(struct x86_lapic *lapic, uint64_t tsc)
+{
+    lapic->tsc_deadline = tsc;
+    x86_lapic_tsc_changed(lapic);
+}
+
+static void run_deadline(struct x86_lapic *lapic)
+{
+    if (now_ns(lapic) < lapic->deadline_ns)
+        return;
+    set_deadline(lapic, 0);
+    x86_lapic_raise_lvt(lapic, X86_LVT_TIMER);
+}
+
 void x86_lapic_timer_run(struct x86_lapic *lapic)
 {
     if (lapic->timer_expiry_ns != UINT64_MAX)
         run_counter(lapic);
-    if (lapic->tsc_deadline &&
-        lapic->config.ops->tsc(lapic->config.context) >= lapic->tsc_deadline) {
-        lapic->tsc_deadline = 0;
-        x86_lapic_raise_lvt(lapic, X86_LVT_TIMER);
-    }
+    if (lapic->deadline_ns != UINT64_MAX)
+        run_deadline(lapic);
+}
+
+/* Ticks to nanoseconds, rounded up, so that the deadline has passed then. Far away is never. */
+static uint64_t ticks_to_ns(uint64_t ticks, uint64_t hz)
+{
+    if (likely(hz == NS_PER_S))
+        return ticks;
+    unsigned __int128 ns = ((unsigned __int128)ticks * NS_PER_S + hz - 1) / hz;
+    return ns > UINT64_MAX ? UINT64_MAX : (uint64_t)ns;
+}
+
+void x86_lapic_tsc_changed(struct x86_lapic *lapic)
+{
+    uint64_t deadline = lapic->tsc_deadline, tsc, left;
+
+    lapic->deadline_ns = UINT64_MAX;
+    if (!deadline)
+        return;
+    tsc = lapic->config.ops->tsc(lapic->config.context);
+    left = tsc < deadline ? ticks_to_ns(deadline - tsc, lapic->config.tsc_hz) : 0;
+    /* The time is read after the TSC: late by some nanoseconds, never early. */
+    if (add_overflows(now_ns(lapic), left, &lapic->deadline_ns))
+        lapic->deadline_ns = UINT64_MAX;
 }
 
 uint64_t x86_lapic_next_ns(struct x86_lapic *lapic)
 {
     uint32_t lvt = lapic->lvt[X86_LVT_TIMER];
-    uint64_t next = lapic->timer_expiry_ns;
 
     /* Masked, or not yet taken: nothing new will come of it. The count is kept when it is read. */
     if ((lvt & LVT_MASKED) || (lapic->irr[(lvt & 0xff) / 32] >> lvt % 32 & 1))
         return UINT64_MAX;
-    if (lapic->tsc_deadline) {
-        uint64_t tsc = lapic->config.ops->tsc(lapic->config.context);
-        uint64_t left = tsc < lapic->tsc_deadline ? lapic->tsc_deadline - tsc : 0;
-        uint64_t now = now_ns(lapic), ns, at;
-        /* Rounded up, so that the deadline has passed then. Far away is never. */
-        if (mul_overflows(left, NS_PER_S, &ns))
-            ns = left / lapic->config.tsc_hz > UINT64_MAX / NS_PER_S / 2
-                     ? UINT64_MAX
-                     : mul_div_u64(left, NS_PER_S, lapic->config.tsc_hz);
-        else
-            ns = ns / lapic->config.tsc_hz + (ns % lapic->config.tsc_hz != 0);
-        if (add_overflows(now, ns, &at))
-            at = UINT64_MAX;
-        next = MIN(next, at);
-    }
-    return next;
+    return MIN(lapic->timer_expiry_ns, lapic->deadline_ns);
 }
 
 uint32_t x86_lapic_timer_current(struct x86_lapic *lapic)
@@ -120,7 +138,7 @@ void x86_lapic_timer_mode_changed(struct x86_lapic *lapic, uint32_t old)
         return;
     lapic->timer_expiry_ns = UINT64_MAX;
     lapic->timer_initial = 0;
-    lapic->tsc_deadline = 0;
+    set_deadline(lapic, 0);
 }
 
 uint64_t x86_lapic_read_deadline(const struct x86_lapic *lapic)
@@ -131,5 +149,5 @@ uint64_t x86_lapic_read_deadline(const struct x86_lapic *lapic)
 void x86_lapic_write_deadline(struct x86_lapic *lapic, uint64_t tsc)
 {
     if (timer_mode(lapic) == MODE_DEADLINE)
-        lapic->tsc_deadline = tsc;
+        set_deadline(lapic, tsc);
 }

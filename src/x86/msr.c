@@ -91,6 +91,12 @@ static bool check_mtrr_type(const struct x86_cpu *cpu, uint64_t value)
     return valid_memory_type(value & 0xff);
 }
 
+static void tell_tsc_changed(struct x86_cpu *cpu)
+{
+    if (cpu->ops->tsc_changed)
+        cpu->ops->tsc_changed(cpu->context);
+}
+
 /* SDM vol. 3 section 17.17.3: each of the two moves the other. */
 static void apply_tsc(struct x86_cpu *cpu, uint64_t value)
 {
@@ -98,12 +104,14 @@ static void apply_tsc(struct x86_cpu *cpu, uint64_t value)
 
     cpu->s.tsc_offset += delta;
     cpu->s.tsc_adjust += delta;
+    tell_tsc_changed(cpu);
 }
 
 static void apply_tsc_adjust(struct x86_cpu *cpu, uint64_t value)
 {
     cpu->s.tsc_offset += value - cpu->s.tsc_adjust;
     cpu->s.tsc_adjust = value;
+    tell_tsc_changed(cpu);
 }
 
 /* --- the table --- */

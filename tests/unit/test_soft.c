@@ -104,6 +104,14 @@ PROGRAM(split_lock_program, "movl $20000, %ecx\n1: movl $1, %eax\nlock xaddl %ea
                             "loop 1b\ncli\nhlt")
 PROGRAM(device_lock_program, "lock incl 0x300000\ncli\n1: hlt\njmp 1b")
 PROGRAM(idle_program, "1: sti\nhlt\ncli\nincl 0x4000\njmp 1b")
+/* Ends in PAUSEs for another CPU. */
+PROGRAM(pause_program, "1: pause\nincl 0x4000\njmp 1b")
+/* The APIC timer in deadline mode, an hour from TSC 0; then the TSC is set close to that. */
+PROGRAM(deadline_program, "movl $0x40040, 0xfee00320\nmovl $0x6e0, %ecx\nmovl $0x346, %edx\n"
+                          "xorl %eax, %eax\nwrmsr\nsti\nmovl $0x10, %ecx\n"
+                          "movl $0x345, %edx\nmovl $0xfffe0000, %eax\nwrmsr\n"
+                          "1: incl 0x4000\njmp 1b")
+PROGRAM(enabled_spin_program, "sti\n1: incl 0x4000\njmp 1b")
 /* Counts in 0x4010 + and ends the interrupt. */
 PROGRAM(isr_program, "incl 0x4010\nmovl $0, 0xfee000b0\niretl")
 PROGRAM(mapped_program, "1: movl 0x200000, %eax\nmovl %eax, 0x4000\njmp 1b")
@@ -510,6 +518,88 @@ static void test_timer_wakes_a_halt(void **state)
     stop(&r);
 }
 
+static void periodic_timer(struct test_vm *t, uint32_t ns)
+{
+    x86_lapic_mmio_write(&t->vcpu[0]->lapic, 0x320, 4, 0x20040);
+    x86_lapic_mmio_write(&t->vcpu[0]->lapic, 0x3e0, 4, 0xb);
+    x86_lapic_mmio_write(&t->vcpu[0]->lapic, 0x380, 4, ns);
+}
+
+/* A vCPU that never looks at the clock by itself. */
+static void test_timer_interrupts_a_loop(void **state)
+{
+    struct test_vm *t = *state;
+    struct runner r;
+    LOAD(t, CODE0, enabled_spin_program);
+    periodic_timer(t, 1000000);
+    uint64_t start = vm_clock_ns(t->clock);
+    run(&r, t, 0);
+    AWAIT(word(t, DATA + 0x10) >= 10);
+    assert_true(vm_clock_ns(t->clock) - start >= 10 * NS_PER_MS);
+    stop(&r);
+}
+
+/* While VM time stands still nothing is armed; it goes on from where it was. */
+static void test_timer_over_a_pause(void **state)
+{
+    struct test_vm *t = *state;
+    struct runner r;
+    LOAD(t, CODE0, enabled_spin_program);
+    periodic_timer(t, 1000000);
+    for (unsigned i = 1; i <= 20; i++) {
+        run(&r, t, 0);
+        AWAIT(word(t, DATA + 0x10) >= i);
+        stop(&r);
+        vm_clock_pause(t->clock);
+        assert_int_equal(t->vm->timer.deadline[0], SOFT_TIMER_NEVER);
+        assert_true(vm_clock_ns(t->clock) >= i * NS_PER_MS);
+        vm_clock_resume(t->clock);
+    }
+}
+
+static void test_setting_the_tsc_moves_the_deadline(void **state)
+{
+    struct test_vm *t = *state;
+    struct runner r;
+    LOAD(t, CODE0, deadline_program);
+    run(&r, t, 0);
+    AWAIT(word(t, DATA + 0x10) == 1);
+    stop(&r);
+}
+
+/* As restored. */
+static void test_state_with_an_armed_timer(void **state)
+{
+    struct test_vm *t = *state;
+    struct x86_state s;
+    struct runner r;
+    LOAD(t, CODE0, enabled_spin_program);
+    engine_soft.vcpu_get_state(t->vcpu[0], &s);
+    s.lapic.lvt[0] = 0x40040;
+    s.tsc_deadline = vm_clock_ns(t->clock) + 2 * NS_PER_MS;
+    assert_int_equal(engine_soft.vcpu_set_state(t->vcpu[0], &s, NULL), 0);
+    run(&r, t, 0);
+    AWAIT(word(t, DATA + 0x10) == 1);
+    assert_true(vm_clock_ns(t->clock) >= s.tsc_deadline);
+    stop(&r);
+}
+
+/* Safe points come by while it waits: the other vCPU gets its exclusive sections. */
+static void test_spinning_yields(void **state)
+{
+    struct test_vm *t = *state;
+    struct runner a, b;
+    LOAD(t, CODE0, pause_program);
+    LOAD(t, CODE1, split_lock_program);
+    run(&a, t, 0);
+    AWAIT(word(t, DATA) > 10 * X86_PAUSES_TO_YIELD);
+    run(&b, t, 1);
+    AWAIT(sleeps(t, 1));
+    stop(&a);
+    stop(&b);
+    assert_true(t->vcpu[0]->cpu.pauses < X86_PAUSES_TO_YIELD);
+}
+
 static void test_state_moves_to_a_fresh_vcpu(void **state)
 {
     struct test_vm *t = *state;
@@ -566,6 +656,11 @@ int main(void)
         VM_TEST(test_interrupts_wake),
         VM_TEST(test_extint_through_lint0),
         VM_TEST(test_timer_wakes_a_halt),
+        VM_TEST(test_timer_interrupts_a_loop),
+        VM_TEST(test_timer_over_a_pause),
+        VM_TEST(test_setting_the_tsc_moves_the_deadline),
+        VM_TEST(test_state_with_an_armed_timer),
+        VM_TEST(test_spinning_yields),
         VM_TEST(test_state_moves_to_a_fresh_vcpu),
         VM_TEST(test_triple_fault),
         cmocka_unit_test(test_probe_measures),

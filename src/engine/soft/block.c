@@ -342,10 +342,9 @@ bool block_loop(struct engine_vcpu *vcpu)
         vcpu->current = block;
         unsigned count = run(cpu, block, limit);
         soft_count(&vcpu->instructions, count);
-        vcpu->budget -= count;
         cpu->end_block = false;
     } while (likely(!atomic_load_explicit(&vcpu->attention, memory_order_acquire)) &&
-             vcpu->budget > 0 && !cpu->halted && !cpu->debug_active);
+             !cpu->halted && !cpu->debug_active);
     return false;
 }
 

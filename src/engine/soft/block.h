@@ -61,9 +61,8 @@ static inline uint8_t block_mode(const struct x86_cpu *cpu)
 }
 
 /*
- * Runs blocks from CS:RIP on until attention is wanted, the budget is spent, the CPU halted or
- * needs single instructions. True: the next instruction cannot come from a block (x86_step it). May
- * raise.
+ * Runs blocks from CS:RIP on until attention is wanted, the CPU halted or needs single
+ * instructions. True: the next instruction cannot come from a block (x86_step it). May raise.
  */
 bool block_loop(struct engine_vcpu *vcpu);
 

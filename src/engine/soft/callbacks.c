@@ -5,6 +5,7 @@
  * While the machine serves an access the vCPU counts as standing at a safe point: the handler may
  * wait for a device's lock whose holder changes the memory map.
  */
+#include <sched.h>
 #include <sys/random.h>
 
 #include "base/clock.h"
@@ -137,6 +138,18 @@ static void end_exclusive(void *context)
     exclusive_end(&vcpu->vm->exclusive);
 }
 
+/* A CPU that spins waits for another one: let that have the host's CPU. */
+static void yield(void *context)
+{
+    struct engine_vcpu *vcpu = context;
+
+    if (vcpu->vm->vcpu_count == 1)
+        return;
+    struct soft_outside outside = soft_outside_begin(vcpu);
+    sched_yield();
+    soft_outside_end(vcpu, outside);
+}
+
 /* --- MSRs --- */
 
 static bool msr_read(void *context, uint32_t index, uint64_t *value)
@@ -195,6 +208,14 @@ static bool msr_write(void *context, uint32_t index, uint64_t value)
     return ok;
 }
 
+/* Looked at between instructions: the guest's time page and the timer depend on it. */
+static void tsc_changed(void *context)
+{
+    struct engine_vcpu *vcpu = context;
+    soft_wake(vcpu);
+    vcpu->cpu.end_block = true;
+}
+
 static uint64_t read_cr8(void *context)
 {
     struct engine_vcpu *vcpu = context;
@@ -238,6 +259,8 @@ const struct x86_ops soft_x86_ops = {
     .exclusive_begin = begin_exclusive,
     .exclusive_end = end_exclusive,
     .tsc = read_tsc,
+    .tsc_changed = tsc_changed,
+    .yield = yield,
     .msr_read = msr_read,
     .msr_write = msr_write,
     .cr8_read = read_cr8,

@@ -45,21 +45,41 @@ void soft_stop_running(void *context)
     }
 }
 
+/* Host time of the next timer event, or UINT64_MAX. */
+static uint64_t next_event(struct engine_vcpu *vcpu)
+{
+    const struct vm_clock *clock = vcpu->vm->config.clock;
+    uint64_t next = x86_lapic_next_ns(&vcpu->lapic);
+
+    return clock && next != UINT64_MAX ? vm_clock_host_deadline(clock, next) : UINT64_MAX;
+}
+
+void soft_set_alarm(struct engine_vcpu *vcpu)
+{
+    soft_timer_set(&vcpu->vm->timer, vcpu->index, next_event(vcpu));
+}
+
+/* One that sleeps now has its own deadline. */
+void soft_timer_expired(void *context, unsigned index)
+{
+    struct engine_vm *vm = context;
+    soft_notify(vm->vcpu[index]);
+}
+
 void soft_wait(struct engine_vcpu *vcpu)
 {
     struct engine_vm *vm = vcpu->vm;
-    uint64_t next = x86_lapic_next_ns(&vcpu->lapic), host = UINT64_MAX;
-    struct timespec deadline;
+    uint64_t host = next_event(vcpu);
+    struct timespec deadline = {.tv_sec = (time_t)(host / NS_PER_S),
+                                .tv_nsec = (long)(host % NS_PER_S)};
 
-    if (vm->config.clock)
-        host = vm_clock_host_deadline(vm->config.clock, next);
-    deadline.tv_sec = (time_t)(host / NS_PER_S);
-    deadline.tv_nsec = (long)(host % NS_PER_S);
+    soft_timer_set(&vm->timer, vcpu->index, SOFT_TIMER_NEVER);
     exclusive_leave(&vm->exclusive, &vcpu->member);
     atomic_store(&vcpu->sleeping, true);
     if (!atomic_load(&vcpu->attention))
         futex(&vcpu->attention, FUTEX_WAIT_BITSET, 0, host == UINT64_MAX ? NULL : &deadline);
     atomic_store(&vcpu->sleeping, false);
+    atomic_store(&vcpu->attention, 1); /* it may have been the deadline */
     exclusive_enter(&vm->exclusive, &vcpu->member);
 }
 

@@ -57,7 +57,6 @@ static void write_time(struct engine_vcpu *vcpu)
                              .system_time = 0,
                              .flags = FLAG_STABLE};
 
-    vcpu->kvmclock_offset = vcpu->cpu.s.tsc_offset;
     if (!(msr & SYSTEM_TIME_ENABLE))
         return;
     tsc_scale(vcpu->vm->tsc_hz, &page.tsc_to_system_mul, &page.tsc_shift);
@@ -102,8 +101,11 @@ bool soft_kvmclock_msr_write(struct engine_vcpu *vcpu, uint32_t index, uint64_t 
     }
 }
 
-void soft_kvmclock_refresh(struct engine_vcpu *vcpu)
+void soft_look_at_tsc(struct engine_vcpu *vcpu)
 {
-    if (unlikely(vcpu->kvmclock_offset != vcpu->cpu.s.tsc_offset))
-        write_time(vcpu);
+    if (likely(vcpu->offset_seen == vcpu->cpu.s.tsc_offset))
+        return;
+    vcpu->offset_seen = vcpu->cpu.s.tsc_offset;
+    write_time(vcpu);
+    x86_lapic_tsc_changed(&vcpu->lapic);
 }

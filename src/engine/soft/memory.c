@@ -272,6 +272,7 @@ static void invalidate_piece(struct engine_vm *vm, struct engine_vcpu *self, uin
         return;
     pthread_mutex_lock(page_lock(vm, address));
     if (atomic_load(code) & touched) {
+        atomic_store(code, 0); /* before the posts: see soft_memory_mark_code */
         for (unsigned i = 0; i < vm->vcpu_count; i++) {
             if (vm->vcpu[i] != self)
                 post_drop(vm->vcpu[i], page);
@@ -280,7 +281,6 @@ static void invalidate_piece(struct engine_vm *vm, struct engine_vcpu *self, uin
             block_cache_drop_page(&self->cache, page);
             self->cpu.end_block = true;
         }
-        atomic_store(code, 0);
     }
     pthread_mutex_unlock(page_lock(vm, address));
 }
@@ -327,7 +327,9 @@ static bool is_at(struct engine_vm *vm, uint64_t address, const uint8_t *host)
 /*
  * The writer byte stays set until the revocation is complete, so a second vCPU that finds the page
  * marked, but not yet revoked, revokes (waits) too. The mark may be cleared again at once by a
- * store: then a post waits for this vCPU, and what it decodes now is dropped before it runs.
+ * store: then a post waits for this vCPU, and what it decodes now is dropped. Marks are cleared
+ * before the posts: who has taken the post cannot find the old mark here, keep a block for it, and
+ * have the mark cleared afterwards.
  */
 bool soft_memory_mark_code(struct engine_vcpu *vcpu, uint64_t address, unsigned length,
                            const uint8_t *host)

@@ -3,13 +3,8 @@
  */
 #include "engine/soft/soft_int.h"
 
-#include <sched.h>
 #include <setjmp.h>
-
-/* Instructions between two looks at the clock: some 50 to 100 microseconds. */
-#define TIME_SLICE 5000
-/* Of them, so many PAUSEs are a wait. */
-#define SPIN_PAUSES 200
+#include <sys/prctl.h>
 
 /* One stretch of blocks. X86_FAULT: cpu->fault is to be delivered. */
 static enum x86_result run_blocks(struct engine_vcpu *vcpu)
@@ -29,7 +24,6 @@ static enum x86_result run_blocks(struct engine_vcpu *vcpu)
     if (!step)
         return X86_OK;
     soft_count(&vcpu->instructions, 1);
-    vcpu->budget--;
     return x86_step(&vcpu->cpu);
 }
 
@@ -37,7 +31,6 @@ static enum x86_result run_one(struct engine_vcpu *vcpu)
 {
     vcpu->cpu.end_block = false;
     soft_count(&vcpu->instructions, 1);
-    vcpu->budget--;
     return x86_step(&vcpu->cpu);
 }
 
@@ -71,22 +64,6 @@ static void shut_down(struct engine_vcpu *vcpu, struct vm_exit *exit)
     exit->kind = VM_EXIT_SHUTDOWN;
 }
 
-/*
- * A CPU that spends its slice on PAUSE waits for another one: let that have the host's CPU. A spin
- * of ordinary length stays below the bound.
- */
-static void yield_if_spinning(struct engine_vcpu *vcpu)
-{
-    uint64_t pauses = vcpu->cpu.pauses - vcpu->pauses_seen;
-
-    vcpu->pauses_seen = vcpu->cpu.pauses;
-    if (pauses < SPIN_PAUSES || vcpu->vm->vcpu_count == 1)
-        return;
-    exclusive_leave(&vcpu->vm->exclusive, &vcpu->member);
-    sched_yield();
-    exclusive_enter(&vcpu->vm->exclusive, &vcpu->member);
-}
-
 /* False: stop, exit is filled in. */
 static bool take_attention(struct engine_vcpu *vcpu, struct vm_exit *exit)
 {
@@ -103,14 +80,12 @@ static bool take_attention(struct engine_vcpu *vcpu, struct vm_exit *exit)
         soft_wake(vcpu); /* the next run looks at the rest */
         return false;
     }
-    if (vcpu->budget <= 0)
-        yield_if_spinning(vcpu);
-    vcpu->budget = TIME_SLICE;
-    soft_kvmclock_refresh(vcpu);
+    soft_look_at_tsc(vcpu);
     if (!soft_take_events(vcpu)) {
         shut_down(vcpu, exit);
         return false;
     }
+    soft_set_alarm(vcpu);
     return true;
 }
 
@@ -123,15 +98,13 @@ static void loop(struct engine_vcpu *vcpu, struct vm_exit *exit)
 {
     soft_wake(vcpu); /* whatever came while outside */
     for (;;) {
-        if (atomic_load_explicit(&vcpu->attention, memory_order_acquire) || vcpu->budget <= 0) {
+        if (atomic_load_explicit(&vcpu->attention, memory_order_acquire)) {
             if (!take_attention(vcpu, exit))
                 return;
         }
         if (unlikely(is_waiting(vcpu))) {
-            /* A timer that expires sets no attention: have it looked at. */
             soft_count(&vcpu->exits[VM_EXIT_HLT], 1);
             soft_wait(vcpu);
-            vcpu->budget = 0;
             continue;
         }
         if (!soft_run_slice(vcpu)) {
@@ -141,16 +114,28 @@ static void loop(struct engine_vcpu *vcpu, struct vm_exit *exit)
     }
 }
 
+/* The thread halts for as long as the guest says: the host's default is 50 microseconds more. */
+static void prepare_thread(struct engine_vcpu *vcpu)
+{
+    if (vcpu->thread_prepared && pthread_equal(vcpu->thread, pthread_self()))
+        return;
+    vcpu->thread = pthread_self();
+    vcpu->thread_prepared = true;
+    prctl(PR_SET_TIMERSLACK, 1ul, 0ul, 0ul, 0ul);
+}
+
 void soft_run(struct engine_vcpu *vcpu, struct vm_exit *exit)
 {
     struct engine_vm *vm = vcpu->vm;
 
+    prepare_thread(vcpu);
     if (vcpu->cpu.s.mp_state == X86_MP_SHUTDOWN) {
         /* Only an INIT or a reset by the machine ends it. */
         exit->kind = VM_EXIT_SHUTDOWN;
     } else {
         exclusive_enter(&vm->exclusive, &vcpu->member);
         loop(vcpu, exit);
+        soft_timer_set(&vm->timer, vcpu->index, SOFT_TIMER_NEVER);
         exclusive_leave(&vm->exclusive, &vcpu->member);
     }
     soft_count(&vcpu->exits[exit->kind], 1);

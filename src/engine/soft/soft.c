@@ -34,6 +34,7 @@ static void free_vcpu(struct engine_vcpu *vcpu)
 
 static void vm_destroy(struct engine_vm *vm)
 {
+    soft_timer_stop(&vm->timer);
     for (unsigned i = 0; i < vm->vcpu_count; i++)
         free_vcpu(vm->vcpu[i]);
     soft_memory_destroy(vm);
@@ -60,6 +61,14 @@ static int create_decoder(struct engine_vm *vm, struct err *err)
     return 0;
 }
 
+static int start_timer(struct engine_vm *vm, struct err *err)
+{
+    int error = soft_timer_start(&vm->timer, vm->config.vcpu_count, soft_timer_expired, vm);
+    if (error)
+        return err_set(err, -error, "engine soft: cannot start a thread: %s", strerror(-error));
+    return 0;
+}
+
 static int vm_create(const struct engine_vm_config *config, struct engine_vm **out, struct err *err)
 {
     struct engine_vm *vm = calloc(1, sizeof *vm);
@@ -73,6 +82,8 @@ static int vm_create(const struct engine_vm_config *config, struct engine_vm **o
     int error = soft_memory_create(vm);
     if (!error)
         error = create_decoder(vm, err);
+    if (!error)
+        error = start_timer(vm, err);
     if (error) {
         vm_destroy(vm);
         return error;
@@ -97,8 +108,11 @@ static int vm_set_state(struct engine_vm *vm, const struct engine_vm_state *stat
     if (state->tsc_hz == 0)
         return err_set(err, EINVAL, "engine soft: a saved TSC frequency of 0");
     vm->tsc_hz = state->tsc_hz;
-    for (unsigned i = 0; i < vm->vcpu_count; i++)
-        vm->vcpu[i]->lapic.config.tsc_hz = state->tsc_hz;
+    for (unsigned i = 0; i < vm->vcpu_count; i++) {
+        struct engine_vcpu *vcpu = vm->vcpu[i];
+        vcpu->lapic.config.tsc_hz = state->tsc_hz;
+        vcpu->offset_seen = ~vcpu->cpu.s.tsc_offset;
+    }
     return 0;
 }
 
@@ -181,7 +195,7 @@ static int vcpu_set_state(struct engine_vcpu *vcpu, const struct x86_state *stat
     x86_cpu_set_state(&vcpu->cpu, state);
     x86_lapic_set_state(&vcpu->lapic, &state->lapic, state->apic_base, state->tsc_deadline);
     vcpu->lint0_seen = atomic_load(&vcpu->vm->extint);
-    vcpu->kvmclock_offset = ~state->tsc_offset; /* have the page written again */
+    vcpu->offset_seen = ~state->tsc_offset; /* have the time page written again */
     return 0;
 }
 

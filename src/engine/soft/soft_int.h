@@ -14,6 +14,7 @@
 
 #include "engine/soft/block.h"
 #include "engine/soft/exclusive.h"
+#include "engine/soft/timer.h"
 #include "vm/engine.h"
 #include "x86/cpu.h"
 #include "x86/lapic.h"
@@ -48,6 +49,7 @@ struct engine_vm {
     struct engine_vm_config config;
     uint64_t tsc_hz;
     struct exclusive exclusive;
+    struct soft_timer timer;
 
     pthread_rwlock_t slots_lock;
     struct soft_slot slot[SOFT_SLOTS_MAX]; /* sorted */
@@ -87,10 +89,10 @@ struct engine_vcpu {
 
     const struct block *current; /* being executed */
     unsigned exclusive_depth;    /* sections begun by the instruction being executed */
-    int64_t budget;              /* instructions until time is looked at again */
-    uint64_t pauses_seen;        /* cpu.pauses at the last look */
     bool lint0_seen;             /* level of extint at the last look (vCPU 0) */
-    uint64_t kvmclock_offset;    /* TSC offset in the page as written */
+    uint64_t offset_seen;        /* TSC offset at the last look */
+    pthread_t thread;            /* that ran it last */
+    bool thread_prepared;
 
     uint8_t random[256];
     unsigned random_left;
@@ -142,8 +144,11 @@ void soft_set_extint(struct engine_vm *vm, bool level);
 void soft_inject_nmi(struct engine_vcpu *vcpu);
 /* Takes the highest-priority event that is deliverable now. False: triple fault. */
 bool soft_take_events(struct engine_vcpu *vcpu);
-/* Sleeps until attention or the next timer event. */
+/* Sleeps until attention or the next timer event; leaves attention set. */
 void soft_wait(struct engine_vcpu *vcpu);
+/* Has attention set at the next timer event. */
+void soft_set_alarm(struct engine_vcpu *vcpu);
+void soft_timer_expired(void *vm, unsigned index); /* struct soft_timer's */
 
 /* --- run.c --- */
 
@@ -167,8 +172,8 @@ uint64_t soft_clock_tsc(const struct engine_vm *vm); /* without a guest's offset
 /* --- kvmclock.c --- */
 
 bool soft_kvmclock_msr_write(struct engine_vcpu *vcpu, uint32_t index, uint64_t value);
-/* Writes the time page again where the TSC's offset changed. */
-void soft_kvmclock_refresh(struct engine_vcpu *vcpu);
+/* Writes the time page again, and moves the APIC timer's deadline, where the TSC was set. */
+void soft_look_at_tsc(struct engine_vcpu *vcpu);
 
 /* --- stub_memory.c, probe.c, features.c --- */
 
