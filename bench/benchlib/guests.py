@@ -1,4 +1,5 @@
 """The parts of a guest, from tools/guest."""
+import functools
 import pathlib
 import subprocess
 
@@ -7,6 +8,7 @@ from .machines import BenchError
 TOP = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
+@functools.lru_cache(maxsize=None)
 def path(what):
     """The path of a part of the guest, made if need be."""
     done = subprocess.run([TOP / "tools" / "guest", what], stdin=subprocess.DEVNULL,

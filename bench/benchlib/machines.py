@@ -1,4 +1,5 @@
 """The programs that bench/run compares, and one run of one of them."""
+import contextlib
 import json
 import os
 import pathlib
@@ -127,9 +128,13 @@ class Running:
         return self
 
     def __exit__(self, *_details):
+        # Nothing is read any more: a child of a child may hold the pipes open.
         if self._process.poll() is None:
             self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
     def seconds(self):
         """Seconds since the process started."""

@@ -1,9 +1,12 @@
 """bench/run soft: every goal of the software CPU in one run, parat, QEMU and native side by side."""
 import os
 import pathlib
+import platform
+import re
 import statistics
 import subprocess
 import tempfile
+import time
 
 from . import boot, goals, guests, machines, memory, rows, table
 
@@ -26,6 +29,18 @@ class Native:
         """It is always there."""
 
 
+def every_row(root):
+    """All rows, in the order of the table."""
+    groups = [goal.group for goal in goals.GOALS] + [_PARALLEL, "memory"]
+    return sorted(list(_BOOT_ROWS) + rows.listed(root), key=lambda row: groups.index(row.group))
+
+
+def show_rows():
+    """Prints them."""
+    for row in every_row(guests.path("bench-root")):
+        print(f"{row.group:10} {row.name:14} {row.count} x {row.unit}")
+
+
 class Bench:
     """The samples of one run of the benchmark, and what takes them."""
 
@@ -36,7 +51,7 @@ class Bench:
         self.samples = {}
         self.stats = []
         self.problems = []
-        self.rows = self._chosen(list(_BOOT_ROWS[:1]) + rows.listed(self._root) + list(_BOOT_ROWS[1:]))
+        self.rows = self._chosen(every_row(self._root))
         self._folder = tempfile.TemporaryDirectory()
         self._stats_file = pathlib.Path(self._folder.name) / "stats"
 
@@ -75,7 +90,8 @@ class Bench:
         self.samples.setdefault(program.name, {}).setdefault(name, []).append(value)
         row = next((row for row in self.rows if row.name == name), None)
         if row:
-            print(f"  {program.name:10} {name:14} {table.value_text(row, value)} a {row.unit}", flush=True)
+            text = table.value_text(row, value) + ("" if row.unit == "MiB" else f" per {row.unit}")
+            print(f"  {program.name:10} {name:14} {text}", flush=True)
 
     def _problem(self, text):
         self.problems.append(text)
@@ -140,6 +156,26 @@ class Bench:
                 for program, found in self.samples.items()}
 
 
+def _output(*command):
+    """The first line that a program prints, or "" if it cannot."""
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                              cwd=guests.TOP, check=False)
+    except OSError:
+        return ""
+    return done.stdout.split("\n")[0]
+
+
+def machine():
+    """What the figures come from."""
+    cpu = re.search(r"^model name\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {"date": time.strftime("%Y-%m-%d %H:%M"), "cpu": cpu[1] if cpu else platform.machine(),
+            "cpus": os.cpu_count(), "host": platform.release(),
+            "guest": pathlib.Path(guests.path("kernel")).parent.name,
+            "parat": _output("git", "describe", "--always", "--dirty"),
+            "qemu": _output("qemu-system-x86_64", "--version")}
+
+
 def _programs(arguments):
     every = [Native(), machines.Parat(arguments.program, arguments.parat_options),
              machines.Qemu(goals.QEMU, "max"), machines.Qemu(goals.QEMU_ERMS, "max,-erms")]
@@ -156,11 +192,12 @@ def run(arguments):
     """The benchmark. Returns what --json writes and whether all rows ran and agreed."""
     programs = _programs(arguments)
     bench = Bench(arguments)
+    about = machine()
+    print("; ".join(f"{key} {value}" for key, value in about.items()))
     loads = [os.getloadavg()]
     try:
         for turn in range(arguments.runs):
-            print(f"run {turn + 1} of {arguments.runs}, load average {os.getloadavg()[0]:.2f}, "
-                  f"{os.cpu_count()} CPUs", flush=True)
+            print(f"run {turn + 1} of {arguments.runs}, load average {os.getloadavg()[0]:.2f}", flush=True)
             for program in programs:
                 bench.turn(program)
             loads.append(os.getloadavg())
@@ -174,7 +211,7 @@ def run(arguments):
     print("\nload average " + " ".join(f"{load[0]:.2f}" for load in loads))
     for problem in bench.problems:
         print(f"PROBLEM: {problem}")
-    result = {"units": {row.name: [row.group, row.unit, row.count] for row in bench.rows},
+    result = {"machine": about, "units": {row.name: [row.group, row.unit, row.count] for row in bench.rows},
               "samples": bench.samples, "medians": medians, "load_averages": loads,
               "goals": [vars(verdict) | {"meets": verdict.meets} for verdict in verdicts],
               "problems": bench.problems, "parat_stats": bench.stats}

@@ -65,7 +65,8 @@ def print_goals(verdicts):
     """The goals table."""
     print("\ngoals" + ("" if verdicts else ": nothing was measured that a goal needs"))
     for verdict in verdicts:
-        word = "meets" if verdict.meets else "MISSES"
-        bound = "at most" if verdict.at_most else "at least"
-        print(f"  {word:7} {verdict.title}: {verdict.value:.2f}{verdict.unit} "
-              f"({bound} {verdict.limit:g}{verdict.unit})")
+        word = {True: "meets", False: "MISSES", None: "-"}[verdict.meets]
+        text = f"  {word:7} {verdict.title}: {verdict.value:.2f}{verdict.unit}"
+        if verdict.limit is not None:
+            text += f" (at {'most' if verdict.at_most else 'least'} {verdict.limit:g}{verdict.unit})"
+        print(text)

@@ -137,8 +137,8 @@ static uint64_t fork_run(void *data, uint64_t count)
 
 const struct work_row work_system_rows[] = {
     {"system", "getpid", "call", 1000000, one_cpu_prepare, getpid_run},
-    {"system", "page-fault", "fault", 64 * AREA_PAGES, one_cpu_prepare, fault_run},
-    {"system", "mprotect", "call", 200000, one_cpu_prepare, mprotect_run},
+    {"system", "page-fault", "fault", 32 * AREA_PAGES, one_cpu_prepare, fault_run},
+    {"system", "mprotect", "call", 50000, one_cpu_prepare, mprotect_run},
     {"system", "pipe", "round-trip", 20000, one_cpu_prepare, pipe_run},
     {"system", "thread", "thread", 5000, one_cpu_prepare, thread_run},
     {"system", "fork", "process", 1000, one_cpu_prepare, fork_run},
