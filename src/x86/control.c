@@ -85,10 +85,8 @@ void x86_write_cr3(struct x86_cpu *cpu, uint64_t value)
     if ((s->cr0 & X86_CR0_PG) && (s->cr4 & X86_CR4_PAE) && !cpu->long_mode &&
         !x86_paging_load_pdptrs(cpu, value))
         refuse(cpu);
-    /* Entries of other PCIDs are not kept, so only a reload of the same one may keep them. */
-    if (!keep || ((value ^ s->cr3) & 0xfff))
-        x86_tlb_flush(cpu, true);
     s->cr3 = value;
+    x86_tlb_switch(cpu, keep);
     cpu->end_block = true;
 }
 

@@ -87,13 +87,37 @@ struct x86_tlb_entry {
 };
 _Static_assert(sizeof(struct x86_tlb_entry) == 32, "two in a cache line, index by a shift of 5");
 
-/* Entries that others took the slot of: what makes two buffers a power of two apart bearable. */
-#define X86_TLB_VICTIMS 8
+/*
+ * The second level: pages of RAM as the walk found them, for all kinds of access and for several
+ * address spaces. An entry is of the space whose number it has.
+ */
+#define X86_TLB_SETS 512u
+#define X86_TLB_WAYS 4u
 
-struct x86_tlb_victim {
-    struct x86_tlb_entry entry;
-    uint64_t gpa;
-    uint8_t flags;
+struct x86_tlb_page {
+    uint64_t la, gpa; /* page addresses */
+    uint8_t *host;
+    uint32_t space;     /* 0: no entry */
+    uint16_t grant;     /* direct writes are allowed while this is book.grant */
+    uint8_t page_shift; /* of the guest's page: 12, 21, 22, 30 */
+    bool user : 1, write : 1, exec : 1, global : 1;
+    bool dirty : 1; /* D is set in the leaf (or paging is off) */
+};
+_Static_assert(sizeof(struct x86_tlb_page) == 32, "two in a cache line");
+
+/* The spaces: the global translations, and those of each PCID that was used lately. */
+#define X86_TLB_GLOBAL       0u
+#define X86_TLB_SPACES       9u
+#define X86_TLB_FILTER_WORDS 256u
+
+struct x86_tlb_space {
+    uint32_t number; /* in the second level; 0: the space is free */
+    uint32_t code;   /* what code_space is while this space is the present one */
+    uint16_t pcid;
+    bool noted;                            /* some page of code, since `code` began */
+    uint8_t noted_sizes;                   /* bit n: of a large page of size class n + 1 */
+    uint64_t last_use;                     /* book.switches then */
+    uint64_t filter[X86_TLB_FILTER_WORDS]; /* which pages, see tlb_space.c */
 };
 
 /*
@@ -102,12 +126,17 @@ struct x86_tlb_victim {
  */
 struct x86_tlb_book {
     uint64_t gpa[X86_MMU_COUNT][X86_TLB_SIZE];  /* guest-physical page addresses */
-    uint8_t flags[X86_MMU_COUNT][X86_TLB_SIZE]; /* TLB_*, tlb.c */
+    uint8_t flags[X86_MMU_COUNT][X86_TLB_SIZE]; /* TLB_*, tlb.h */
     uint16_t list[2][X86_MMU_COUNT * X86_TLB_SIZE];
     unsigned count[2];
     uint64_t large[16]; /* filter: regions that large pages were used in, see tlb.c */
-    struct x86_tlb_victim victim[X86_MMU_COUNT][X86_TLB_VICTIMS];
-    uint8_t next_victim[X86_MMU_COUNT];
+    uint16_t grant;     /* changes when a page loses its direct writers */
+    unsigned present;   /* index of the present space */
+    uint32_t last_number;
+    uint64_t switches;
+    struct x86_tlb_space space[X86_TLB_SPACES];
+    uint8_t turn[X86_TLB_SETS]; /* the way that is replaced next */
+    _Alignas(64) struct x86_tlb_page second[X86_TLB_SETS][X86_TLB_WAYS];
 };
 
 struct x86_cpu {
@@ -128,6 +157,19 @@ struct x86_cpu {
     struct x86_decode_mode decode_mode;
     struct x86_tlb_entry *tlb_now; /* tlb[mmu] */
 
+    /*
+     * For who keeps translations of linear addresses to code: the numbers of the present sets of
+     * them. A translation noted with x86_tlb_note_code holds while the number it was noted under is
+     * the present one. A number changes to one never used before when something noted may have
+     * become stale; code_space comes back when the guest returns to a PCID whose entries it kept.
+     * Both change only at an instruction that ends its block, in an access to a device, or in the
+     * exclusive section. The numbers say nothing of the privilege level: keep that (mmu) beside
+     * them. None is ever 0. When code_space_wraps changes all numbers begin anew: drop everything.
+     */
+    uint32_t code_space;        /* pages not global */
+    uint32_t code_space_global; /* global pages */
+    uint32_t code_space_wraps;
+
     /* The caller's loop stops after the present instruction when this is set, and clears it. */
     bool end_block;
     bool halted;         /* HLT was executed: s.mp_state is HALTED */
@@ -146,7 +188,7 @@ struct x86_cpu {
     const struct x86_features *features; /* &cpuid->features */
     struct x86_stubs *stubs;
 
-    uint64_t tlb_fills, tlb_flushes; /* counters */
+    uint64_t tlb_fills, tlb_walks, tlb_flushes; /* counters */
     /*
      * Changes when entries are taken away. A host pointer from the TLB is good while this stays; it
      * can change only where the owner stands at a safe point: in an access to a device, which a

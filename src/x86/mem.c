@@ -57,23 +57,16 @@ static void set_fault(struct x86_event *fault, enum x86_vector vector, uint32_t 
 
 /* --- one page --- */
 
-static void fill_tlb(struct x86_cpu *cpu, uint64_t la, const struct x86_mapping *m,
-                     enum x86_mmu mmu, const struct ref *ref)
+static void fill_tlb(struct x86_cpu *cpu, enum x86_mmu mmu, const struct x86_tlb_page *page,
+                     bool direct)
 {
-    bool data = mmu != X86_MMU_ALIGNED && !x86_debug_watches(cpu, la);
-    bool may_write = m->dirty && x86_paging_allows(cpu, m, X86_WRITE, mmu);
+    bool data = mmu != X86_MMU_ALIGNED && !x86_debug_watches(cpu, page->la);
     struct x86_tlb_fill fill = {
-        .la = la & PAGE_MASK,
-        .gpa = m->gpa,
-        .host = ref->host - (ref->gpa & ~PAGE_MASK),
-        .read = data && x86_paging_allows(cpu, m, X86_READ, mmu),
-        .write = data && may_write && ref->direct,
-        .exec = x86_paging_allows(cpu, m, X86_EXEC, mmu),
-        .may_write = data && may_write,
-        .global = m->global,
-        .page_shift = m->page_shift,
+        .read = data && x86_paging_allows(cpu, page, X86_READ, mmu),
+        .write = data && direct && page->dirty && x86_paging_allows(cpu, page, X86_WRITE, mmu),
+        .exec = x86_paging_allows(cpu, page, X86_EXEC, mmu),
     };
-    x86_tlb_fill(cpu, mmu, &fill);
+    x86_tlb_fill(cpu, mmu, page, &fill);
 }
 
 static bool hit(const struct x86_tlb_entry *e, uint64_t la, enum x86_access access)
@@ -82,46 +75,48 @@ static bool hit(const struct x86_tlb_entry *e, uint64_t la, enum x86_access acce
     return tag == (la & PAGE_MASK);
 }
 
-/* A store to a page whose direct writing was refused: perhaps it is allowed now. */
-static void ask_again(struct x86_cpu *cpu, uint64_t la, enum x86_mmu mmu, struct ref *out)
-{
-    struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, mmu);
-
-    out->gpa = x86_tlb_gpa(cpu, la, mmu) | (la & ~PAGE_MASK);
-    out->direct = true;
-    uint8_t *page = cpu->ops->page(cpu->context, gpa(out->gpa & PAGE_MASK), &out->direct);
-    out->host = page ? page + (la & ~PAGE_MASK) : NULL;
-    if (page && out->direct && e->addend == (uintptr_t)page - (la & PAGE_MASK))
-        e->write = la & PAGE_MASK;
-}
-
-/* What the TLB knows without a walk. */
-static bool resolve_known(struct x86_cpu *cpu, uint64_t la, enum x86_access access,
+static bool resolve_first(struct x86_cpu *cpu, uint64_t la, enum x86_access access,
                           enum x86_mmu mmu, struct ref *out)
 {
     struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, mmu);
 
-    if (hit(e, la, access)) {
-        *out = (struct ref) {(uint8_t *)(la + e->addend),
-                             x86_tlb_gpa(cpu, la, mmu) | (la & ~PAGE_MASK), hit(e, la, X86_WRITE)};
-        return true;
+    if (!hit(e, la, access))
+        return false;
+    *out = (struct ref) {(uint8_t *)(la + e->addend), x86_tlb_gpa(cpu, la, mmu) | (la & ~PAGE_MASK),
+                         hit(e, la, X86_WRITE)};
+    return true;
+}
+
+/* Direct writes are asked for only when there is a write: a page written to is no code page. */
+static bool resolve_second(struct x86_cpu *cpu, uint64_t la, enum x86_access access,
+                           enum x86_mmu mmu, struct ref *out)
+{
+    struct x86_tlb_page *page = x86_tlb_second_find(cpu, la);
+
+    if (!page || (access == X86_WRITE && !page->dirty) ||
+        !x86_paging_allows(cpu, page, access, mmu))
+        return false;
+    out->gpa = page->gpa | (la & ~PAGE_MASK);
+    out->host = page->host;
+    out->direct = page->grant == cpu->book.grant;
+    if (access == X86_WRITE && !out->direct) {
+        out->direct = true;
+        out->host = cpu->ops->page(cpu->context, gpa(page->gpa), &out->direct);
+        if (!out->host)
+            return true; /* ROM */
+        page->grant = out->direct ? cpu->book.grant : 0;
     }
-    if (access == X86_WRITE && x86_tlb_may_write(cpu, mmu, la)) {
-        ask_again(cpu, la, mmu, out);
-        return true;
-    }
-    return false;
+    fill_tlb(cpu, mmu, page, out->direct);
+    out->host += la & ~PAGE_MASK;
+    return true;
 }
 
 /* False: *fault is what the access raises. */
-static bool try_resolve(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
-                        struct ref *out, struct x86_event *fault)
+static bool resolve_by_walk(struct x86_cpu *cpu, uint64_t la, enum x86_access access,
+                            enum x86_mmu mmu, struct ref *out, struct x86_event *fault)
 {
     struct x86_mapping m;
 
-    if (resolve_known(cpu, la, access, mmu, out) ||
-        (x86_tlb_revive(cpu, mmu, la) && resolve_known(cpu, la, access, mmu, out)))
-        return true;
     if (cpu->long_mode && unlikely(!x86_canonical(la))) {
         bool stack = access != X86_EXEC && access_is_stack(cpu, la);
         set_fault(fault, stack ? X86_SS_FAULT : X86_GP, 0);
@@ -133,14 +128,27 @@ static bool try_resolve(struct x86_cpu *cpu, uint64_t la, enum x86_access access
         fault->payload = la;
         return false;
     }
-    out->gpa = m.gpa | (la & ~PAGE_MASK);
+    cpu->tlb_walks++;
+    out->gpa = m.page.gpa | (la & ~PAGE_MASK);
     out->direct = access == X86_WRITE;
-    out->host = cpu->ops->page(cpu->context, gpa(m.gpa), &out->direct);
-    if (out->host) {
-        out->host += la & ~PAGE_MASK;
-        fill_tlb(cpu, la, &m, mmu, out);
-    }
+    out->host = cpu->ops->page(cpu->context, gpa(m.page.gpa), &out->direct);
+    if (!out->host)
+        return true;
+    m.page.host = out->host;
+    m.page.grant = out->direct && access == X86_WRITE ? cpu->book.grant : 0;
+    out->direct = m.page.grant;
+    out->host += la & ~PAGE_MASK;
+    if (m.page.page_shift > PAGE_SHIFT)
+        x86_tlb_note_large(cpu, la, m.page.page_shift);
+    fill_tlb(cpu, mmu, x86_tlb_second_insert(cpu, &m.page), out->direct);
     return true;
+}
+
+static bool try_resolve(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
+                        struct ref *out, struct x86_event *fault)
+{
+    return resolve_first(cpu, la, access, mmu, out) || resolve_second(cpu, la, access, mmu, out) ||
+           resolve_by_walk(cpu, la, access, mmu, out, fault);
 }
 
 static void resolve(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,

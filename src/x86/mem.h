@@ -61,10 +61,22 @@ const uint8_t *x86_fetch_page(struct x86_cpu *cpu, uint64_t la, uint64_t *page_g
 /* Translates without side effects for debuggers and tests; false: not mapped. */
 bool x86_translate(struct x86_cpu *cpu, uint64_t la, gpa_t *out);
 
+/*
+ * Flushes, SDM vol. 3 section 4.10.4. The present PCID is what CR4 and CR3 say at the time.
+ * keep_global false: everything; true: all that is not global, of all PCIDs.
+ */
 void x86_tlb_flush(struct x86_cpu *cpu, bool keep_global);
-void x86_tlb_flush_page(struct x86_cpu *cpu, uint64_t la);
+void x86_tlb_flush_page(struct x86_cpu *cpu, uint64_t la); /* INVLPG */
+void x86_tlb_flush_pcid(struct x86_cpu *cpu, unsigned pcid);
+/* After CR3 was loaded. keep: what is known of the PCID loaded stays. */
+void x86_tlb_switch(struct x86_cpu *cpu, bool keep);
 /* Drops the write permission of entries for a physical page (it has code now). Owner thread. */
 void x86_tlb_write_protect(struct x86_cpu *cpu, uint64_t page_gpa);
+/*
+ * Notes that somebody keeps the translation of la for execution, which is in the TLB now (for
+ * cpu->mmu). True: it is one of code_space_global, else of code_space; see there in cpu.h.
+ */
+bool x86_tlb_note_code(struct x86_cpu *cpu, uint64_t la);
 
 /* --- hot paths --- */
 

@@ -140,7 +140,7 @@ static bool walk_down(struct x86_cpu *cpu, uint64_t la, struct walk *w, struct x
             return false;
         table = pdptr & bits_between(12, 51);
     }
-    out->user = out->write = out->exec = true;
+    out->page.user = out->page.write = out->page.exec = true;
     for (w->depth = 0;;) {
         shift -= shape->index_bits;
         uint64_t index = la >> shift & (BIT(shape->index_bits) - 1);
@@ -156,15 +156,15 @@ static bool walk_down(struct x86_cpu *cpu, uint64_t la, struct walk *w, struct x
         out->error = X86_PFERR_P | X86_PFERR_RSVD;
         if (value & reserved_bits(cpu, shape, shift, leaf))
             return false;
-        out->user &= !!(value & X86_PTE_U);
-        out->write &= !!(value & X86_PTE_W);
+        out->page.user &= !!(value & X86_PTE_U);
+        out->page.write &= !!(value & X86_PTE_W);
         if (shape->entry_size == 8)
-            out->exec &= !(value & X86_PTE_NX);
+            out->page.exec &= !(value & X86_PTE_NX);
         if (leaf) {
-            out->gpa = leaf_address(shape, shift, value, la);
-            out->page_shift = shift;
-            out->global = (value & X86_PTE_G) && (cpu->s.cr4 & X86_CR4_PGE);
-            out->dirty = value & X86_PTE_D;
+            out->page.gpa = leaf_address(shape, shift, value, la);
+            out->page.page_shift = (uint8_t)shift;
+            out->page.global = (value & X86_PTE_G) && (cpu->s.cr4 & X86_CR4_PGE);
+            out->page.dirty = value & X86_PTE_D;
             return true;
         }
         table = value & bits_between(12, shape->entry_size == 8 ? 51 : 31);
@@ -172,16 +172,17 @@ static bool walk_down(struct x86_cpu *cpu, uint64_t la, struct walk *w, struct x
 }
 
 /* SDM vol. 3 section 4.6.1 */
-bool x86_paging_allows(const struct x86_cpu *cpu, const struct x86_mapping *m,
+bool x86_paging_allows(const struct x86_cpu *cpu, const struct x86_tlb_page *page,
                        enum x86_access access, enum x86_mmu mmu)
 {
     if (mmu == X86_MMU_USER || mmu == X86_MMU_ALIGNED)
-        return m->user && (access != X86_WRITE || m->write) && (access != X86_EXEC || m->exec);
+        return page->user && (access != X86_WRITE || page->write) &&
+               (access != X86_EXEC || page->exec);
     if (access == X86_EXEC)
-        return m->exec && !(m->user && (cpu->s.cr4 & X86_CR4_SMEP));
-    if (m->user && mmu == X86_MMU_KERNEL)
+        return page->exec && !(page->user && (cpu->s.cr4 & X86_CR4_SMEP));
+    if (page->user && mmu == X86_MMU_KERNEL)
         return false;
-    return access != X86_WRITE || m->write || !(cpu->s.cr0 & X86_CR0_WP);
+    return access != X86_WRITE || page->write || !(cpu->s.cr0 & X86_CR0_WP);
 }
 
 /* SDM vol. 3 section 4.7, all but P and RSVD. */
@@ -215,18 +216,20 @@ bool x86_paging_walk(struct x86_cpu *cpu, uint64_t la, enum x86_access access, e
                      bool commit, struct x86_mapping *out)
 {
     if (!(cpu->s.cr0 & X86_CR0_PG)) {
-        *out = (struct x86_mapping) {.gpa = la & PAGE_MASK,
-                                     .page_shift = PAGE_SHIFT,
-                                     .user = true,
-                                     .write = true,
-                                     .exec = true,
-                                     .dirty = true};
+        out->page = (struct x86_tlb_page) {.la = la & PAGE_MASK,
+                                           .gpa = la & PAGE_MASK,
+                                           .page_shift = PAGE_SHIFT,
+                                           .user = true,
+                                           .write = true,
+                                           .exec = true,
+                                           .dirty = true};
         return true;
     }
+    out->page = (struct x86_tlb_page) {.la = la & PAGE_MASK};
     struct walk w = {.shape = paging_shape(cpu)};
     do {
         bool found = walk_down(cpu, la, &w, out);
-        if (found && x86_paging_allows(cpu, out, access, mmu))
+        if (found && x86_paging_allows(cpu, &out->page, access, mmu))
             continue;
         if (found)
             out->error = X86_PFERR_P;
@@ -234,7 +237,7 @@ bool x86_paging_walk(struct x86_cpu *cpu, uint64_t la, enum x86_access access, e
         return false;
     } while (commit && !walk_commit(cpu, &w, access));
     if (access == X86_WRITE)
-        out->dirty = true;
+        out->page.dirty = true;
     return true;
 }
 
@@ -262,6 +265,6 @@ bool x86_translate(struct x86_cpu *cpu, uint64_t la, gpa_t *out)
         return false;
     if (!x86_paging_walk(cpu, la, X86_READ, X86_MMU_KERNEL_USER, false, &m))
         return false;
-    *out = gpa(m.gpa | (la & ~PAGE_MASK));
+    *out = gpa(m.page.gpa | (la & ~PAGE_MASK));
     return true;
 }

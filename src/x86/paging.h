@@ -8,11 +8,8 @@
 
 /* Where a linear page lies and what the tables permit there. */
 struct x86_mapping {
-    uint64_t gpa; /* of the 4 KiB page */
-    unsigned page_shift;
-    bool user, write, exec, global;
-    bool dirty;     /* D is set in the leaf (or paging is off) */
-    uint32_t error; /* of the page fault when the walk fails */
+    struct x86_tlb_page page; /* of 4 KiB; its last fields, host and on, are the caller's */
+    uint32_t error;           /* of the page fault when the walk fails */
 };
 
 /*
@@ -22,8 +19,8 @@ struct x86_mapping {
 bool x86_paging_walk(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
                      bool commit, struct x86_mapping *out);
 
-/* May an access of this kind use the mapping? */
-bool x86_paging_allows(const struct x86_cpu *cpu, const struct x86_mapping *m,
+/* May an access of this kind use the page? For a write D is another question. */
+bool x86_paging_allows(const struct x86_cpu *cpu, const struct x86_tlb_page *page,
                        enum x86_access access, enum x86_mmu mmu);
 
 /*

@@ -105,7 +105,15 @@ static void run_invlpg(struct x86_cpu *cpu, const struct x86_insn *insn)
         x86_tlb_flush_page(cpu, la);
 }
 
-/* Entries of other PCIDs than the present one are not kept, so there is nothing to drop of them. */
+/* A page of another PCID costs that one all it has, which is allowed, and rare. */
+static void drop_page_of(struct x86_cpu *cpu, unsigned pcid, uint64_t la)
+{
+    if (!(cpu->s.cr4 & X86_CR4_PCIDE) || pcid == (cpu->s.cr3 & 0xfff))
+        x86_tlb_flush_page(cpu, la);
+    else
+        x86_tlb_flush_pcid(cpu, pcid);
+}
+
 static void run_invpcid(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     uint64_t descriptor[2];
@@ -117,13 +125,12 @@ static void run_invpcid(struct x86_cpu *cpu, const struct x86_insn *insn)
     if (type > 3 || descriptor[0] >> 12 || (type < 2 && !pcide && descriptor[0]) ||
         (type == 0 && !x86_canonical(descriptor[1])))
         x86_raise_error(cpu, X86_GP, 0);
-    bool present = !pcide || descriptor[0] == (cpu->s.cr3 & 0xfff);
-    if (type == 0 && present)
-        x86_tlb_flush_page(cpu, descriptor[1]);
-    else if (type == 2)
-        x86_tlb_flush(cpu, false);
-    else if (type == 3 || (type == 1 && present))
-        x86_tlb_flush(cpu, true);
+    if (type == 0)
+        drop_page_of(cpu, (unsigned)descriptor[0], descriptor[1]);
+    else if (type == 1)
+        x86_tlb_flush_pcid(cpu, (unsigned)descriptor[0]);
+    else
+        x86_tlb_flush(cpu, type == 3);
 }
 
 static void run_cache_all(struct x86_cpu *cpu, const struct x86_insn *insn)

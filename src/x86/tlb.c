@@ -1,11 +1,12 @@
 /*
- * The software TLB: direct-mapped, one table per kind of access, 4 KiB entries also for large
- * pages. A flush clears the slots filled since the last one. Runs on the CPU's thread.
- * SDM vol. 3 section 4.10.
+ * The software TLB's first level, which is probed inline: direct-mapped, one table per kind of
+ * access, 4 KiB entries also for large pages, of the present address space only. A flush clears the
+ * slots filled since the last one. Behind it are the second level (tlb_second.c) and the walk.
+ * Runs on the CPU's thread. SDM vol. 3 section 4.10.
  *
  * Large pages: INVLPG anywhere in one must drop all entries made from it. A filter (a set of bits
  * over hashed region numbers) knows whether a large page may have been used around an address; only
- * then are all slots in use looked at.
+ * then are all entries looked at.
  */
 #include "x86/tlb.h"
 
@@ -16,22 +17,9 @@ static void clear_entry(struct x86_tlb_entry *e)
     e->read = e->write = e->exec = X86_TLB_EMPTY;
 }
 
-static bool is_empty(const struct x86_tlb_entry *e)
-{
-    return e->read == X86_TLB_EMPTY && e->write == X86_TLB_EMPTY && e->exec == X86_TLB_EMPTY;
-}
-
 static bool is_page(const struct x86_tlb_entry *e, uint64_t page)
 {
     return e->read == page || e->write == page || e->exec == page;
-}
-
-static void clear_victims(struct x86_cpu *cpu)
-{
-    for (unsigned m = 0; m < X86_MMU_COUNT; m++) {
-        for (unsigned i = 0; i < X86_TLB_VICTIMS; i++)
-            clear_entry(&cpu->book.victim[m][i].entry);
-    }
 }
 
 void x86_tlb_init(struct x86_cpu *cpu)
@@ -40,12 +28,18 @@ void x86_tlb_init(struct x86_cpu *cpu)
         for (unsigned i = 0; i < X86_TLB_SIZE; i++)
             clear_entry(&cpu->tlb[m][i]);
     }
-    clear_victims(cpu);
+    cpu->book.grant = 1;
+    x86_tlb_spaces_init(cpu);
 }
 
 /* --- large page filter --- */
 
-static const uint8_t large_shifts[] = {21, 22, 30};
+static const uint8_t large_shifts[TLB_CLASS_COUNT] = {21, 22, 30};
+
+unsigned x86_tlb_class_shift(unsigned size_class)
+{
+    return large_shifts[size_class - 1];
+}
 
 /* Kernel and user halves apart: kernels use large pages everywhere, programs rarely. */
 static unsigned large_hash(uint64_t la, unsigned shift)
@@ -91,86 +85,31 @@ static void list_add(struct x86_tlb_book *book, uint8_t *flags, unsigned slot, b
     book->list[global][book->count[global]++] = (uint16_t)slot;
 }
 
-#define LISTED (TLB_LISTED_LOCAL | TLB_LISTED_GLOBAL)
-
-static struct x86_tlb_victim as_victim(const struct x86_cpu *cpu, enum x86_mmu mmu, unsigned index)
+void x86_tlb_fill(struct x86_cpu *cpu, enum x86_mmu mmu, const struct x86_tlb_page *page,
+                  const struct x86_tlb_fill *fill)
 {
-    const struct x86_tlb_book *book = &cpu->book;
-
-    return (struct x86_tlb_victim) {cpu->tlb[mmu][index], book->gpa[mmu][index],
-                                    (uint8_t)(book->flags[mmu][index] & ~LISTED)};
-}
-
-static void save_victim(struct x86_cpu *cpu, enum x86_mmu mmu, unsigned index)
-{
-    if (is_empty(&cpu->tlb[mmu][index]))
-        return;
-    unsigned n = cpu->book.next_victim[mmu]++ % X86_TLB_VICTIMS;
-    cpu->book.victim[mmu][n] = as_victim(cpu, mmu, index);
-}
-
-bool x86_tlb_revive(struct x86_cpu *cpu, enum x86_mmu mmu, uint64_t la)
-{
-    unsigned index = la >> PAGE_SHIFT & (X86_TLB_SIZE - 1);
+    unsigned index = page->la >> PAGE_SHIFT & (X86_TLB_SIZE - 1);
     uint8_t *flags = &cpu->book.flags[mmu][index];
 
-    for (unsigned i = 0; i < X86_TLB_VICTIMS; i++) {
-        struct x86_tlb_victim *v = &cpu->book.victim[mmu][i];
-        if (!is_page(&v->entry, la & PAGE_MASK))
-            continue;
-        struct x86_tlb_victim old = as_victim(cpu, mmu, index);
-        cpu->tlb[mmu][index] = v->entry;
-        cpu->book.gpa[mmu][index] = v->gpa;
-        *flags = (uint8_t)((*flags & LISTED) | v->flags);
-        *v = old;
-        list_add(&cpu->book, flags, mmu * X86_TLB_SIZE + index, *flags & TLB_GLOBAL);
-        return true;
-    }
-    return false;
-}
-
-void x86_tlb_fill(struct x86_cpu *cpu, enum x86_mmu mmu, const struct x86_tlb_fill *fill)
-{
-    unsigned index = fill->la >> PAGE_SHIFT & (X86_TLB_SIZE - 1);
-    struct x86_tlb_entry *e = &cpu->tlb[mmu][index];
-    uint64_t *page_gpa = &cpu->book.gpa[mmu][index];
-    uint8_t *flags = &cpu->book.flags[mmu][index];
-    bool same = is_page(e, fill->la) && *page_gpa == fill->gpa &&
-                e->addend == (uintptr_t)fill->host - fill->la;
-
-    if (!same) {
-        if (!is_page(e, fill->la))
-            save_victim(cpu, mmu, index);
-        clear_entry(e);
-        *flags &= (uint8_t) ~(TLB_GLOBAL | TLB_MAY_WRITE);
-    }
-    *flags &= (uint8_t)~TLB_SIZE_CLASS;
-    *flags |= (uint8_t)(size_class(fill->page_shift) << TLB_SIZE_SHIFT);
-    e->addend = (uintptr_t)fill->host - fill->la;
-    *page_gpa = fill->gpa;
-    if (fill->read)
-        e->read = fill->la;
-    if (fill->write)
-        e->write = fill->la;
-    if (fill->exec)
-        e->exec = fill->la;
-    if (fill->global)
-        *flags |= TLB_GLOBAL;
-    else
-        *flags &= (uint8_t)~TLB_GLOBAL;
-    if (fill->may_write)
-        *flags |= TLB_MAY_WRITE;
-    list_add(&cpu->book, flags, mmu * X86_TLB_SIZE + index, fill->global);
-    if (fill->page_shift > PAGE_SHIFT)
-        large_note(&cpu->book, fill->la, fill->page_shift);
+    cpu->tlb[mmu][index] = (struct x86_tlb_entry) {
+        .read = fill->read ? page->la : X86_TLB_EMPTY,
+        .write = fill->write ? page->la : X86_TLB_EMPTY,
+        .exec = fill->exec ? page->la : X86_TLB_EMPTY,
+        .addend = (uintptr_t)page->host - page->la,
+    };
+    cpu->book.gpa[mmu][index] = page->gpa;
+    *flags &= TLB_LISTED_LOCAL | TLB_LISTED_GLOBAL;
+    *flags |= page->global ? TLB_GLOBAL : 0;
+    if (page->page_shift > PAGE_SHIFT)
+        *flags |= (uint8_t)(size_class(page->page_shift) << TLB_SIZE_SHIFT);
+    list_add(&cpu->book, flags, mmu * X86_TLB_SIZE + index, page->global);
     cpu->tlb_fills++;
 }
 
-bool x86_tlb_may_write(const struct x86_cpu *cpu, enum x86_mmu mmu, uint64_t la)
+/* What INVLPG of a large page must know, even when the entry is no longer there. */
+void x86_tlb_note_large(struct x86_cpu *cpu, uint64_t la, unsigned page_shift)
 {
-    unsigned index = la >> PAGE_SHIFT & (X86_TLB_SIZE - 1);
-    return cpu->tlb[mmu][index].read == (la & PAGE_MASK) &&
-           (cpu->book.flags[mmu][index] & TLB_MAY_WRITE);
+    large_note(&cpu->book, la, page_shift);
 }
 
 /* --- flushing --- */
@@ -191,17 +130,48 @@ static void flush_list(struct x86_cpu *cpu, bool global)
     book->count[global] = 0;
 }
 
-void x86_tlb_flush(struct x86_cpu *cpu, bool keep_global)
+/* Entries of the tables are gone: host addresses got from them are, too. */
+static void announce(struct x86_cpu *cpu)
 {
-    flush_list(cpu, false);
-    if (!keep_global) {
-        flush_list(cpu, true);
-        memset(cpu->book.large, 0, sizeof cpu->book.large);
-    }
-    clear_victims(cpu);
     cpu->tlb_flushes++;
     cpu->tlb_revocations++;
     cpu->end_block = true;
+}
+
+void x86_tlb_flush(struct x86_cpu *cpu, bool keep_global)
+{
+    flush_list(cpu, false);
+    x86_tlb_spaces_reset(cpu);
+    if (!keep_global) {
+        flush_list(cpu, true);
+        x86_tlb_space_renew(cpu, x86_tlb_space_global(cpu));
+        memset(cpu->book.large, 0, sizeof cpu->book.large);
+    }
+    announce(cpu);
+}
+
+void x86_tlb_switch(struct x86_cpu *cpu, bool keep)
+{
+    unsigned before = cpu->book.present;
+    bool known = x86_tlb_space_enter(cpu), stays = before == cpu->book.present;
+
+    if (known && !keep)
+        x86_tlb_space_renew(cpu, x86_tlb_space_present(cpu));
+    if (!keep || !stays)
+        flush_list(cpu, false);
+    announce(cpu);
+}
+
+void x86_tlb_flush_pcid(struct x86_cpu *cpu, unsigned pcid)
+{
+    struct x86_tlb_space *space = x86_tlb_space_of(cpu, pcid);
+
+    if (!space)
+        return;
+    x86_tlb_space_renew(cpu, space);
+    if (space == x86_tlb_space_present(cpu))
+        flush_list(cpu, false);
+    announce(cpu);
 }
 
 static bool entry_is_for(const struct x86_tlb_entry *e, uint64_t la, unsigned shift)
@@ -227,15 +197,19 @@ static void flush_large(struct x86_cpu *cpu, uint64_t la)
 
 void x86_tlb_flush_page(struct x86_cpu *cpu, uint64_t la)
 {
-    if (large_maybe(&cpu->book, la))
+    if (large_maybe(&cpu->book, la)) {
         flush_large(cpu, la);
+        x86_tlb_second_drop_large(cpu, la);
+    }
     la &= PAGE_MASK;
+    x86_tlb_second_drop(cpu, la);
+    x86_tlb_space_forget_page(cpu, x86_tlb_space_present(cpu), la);
+    x86_tlb_space_forget_page(cpu, x86_tlb_space_global(cpu), la);
     for (unsigned m = 0; m < X86_MMU_COUNT; m++) {
         struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, (enum x86_mmu)m);
         if (is_page(e, la))
             clear_entry(e);
     }
-    clear_victims(cpu);
     cpu->end_block = true;
 }
 
@@ -250,6 +224,6 @@ void x86_tlb_write_protect(struct x86_cpu *cpu, uint64_t page_gpa)
                 cpu->tlb[m][n].write = X86_TLB_EMPTY;
         }
     }
-    clear_victims(cpu);
+    x86_tlb_second_revoke(cpu);
     cpu->tlb_revocations++;
 }

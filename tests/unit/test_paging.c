@@ -356,7 +356,7 @@ static void test_invpcid(void **state)
 }
 
 /* Two pages of one slot: the second use of each needs no new walk, until a flush. */
-static void test_victims(void **state)
+static void test_slot_shared_by_two_pages(void **state)
 {
     struct rig *r = *state;
     uint64_t other = LA + X86_TLB_SIZE * PAGE_SIZE;
@@ -367,14 +367,14 @@ static void test_victims(void **state)
     put32(r, other & 0x1fffff, 3);
     x86_load(&r->cpu, LA, 4);
     x86_load(&r->cpu, other, 4);
-    uint64_t fills = r->cpu.tlb_fills;
+    uint64_t walks = r->cpu.tlb_walks;
     for (unsigned i = 0; i < 4; i++) {
         assert_int_equal(x86_load(&r->cpu, LA, 4), 2);
         assert_int_equal(x86_load(&r->cpu, other, 4), 3);
     }
-    assert_int_equal(r->cpu.tlb_fills, fills);
+    assert_int_equal(r->cpu.tlb_walks, walks);
     put64(r, TABLES + 0x1000 + (LA >> 12 & 511) * 8, TARGET | 7);
-    x86_tlb_flush_page(&r->cpu, LA); /* also when it is a victim at the time */
+    x86_tlb_flush_page(&r->cpu, LA); /* also when it has lost its slot */
     assert_int_equal(x86_load(&r->cpu, LA, 4), 1);
     put64(r, TABLES + (other >> 21 & 511) * 8, 0x200087);
     assert_int_equal(x86_load(&r->cpu, other, 4), 3);
@@ -382,7 +382,7 @@ static void test_victims(void **state)
     x86_tlb_flush(&r->cpu, true);
     put32(r, 0x200000 + (other & 0x1fffff), 4);
     assert_int_equal(x86_load(&r->cpu, other, 4), 4);
-    x86_store(&r->cpu, other, 4, 5); /* write protection reaches victims */
+    x86_store(&r->cpu, other, 4, 5); /* write protection reaches both */
     x86_load(&r->cpu, LA, 4);
     x86_tlb_write_protect(&r->cpu, 0x200000 + (other & 0x1ff000));
     r->code_page = 0x200000 + (other & 0x1ff000);
@@ -641,7 +641,7 @@ int main(void)
         RIG_TEST(test_flush_rules),
         RIG_TEST(test_invlpg_of_large_page),
         RIG_TEST(test_invpcid),
-        RIG_TEST(test_victims),
+        RIG_TEST(test_slot_shared_by_two_pages),
         RIG_TEST(test_slot_turned_global),
         RIG_TEST(test_flush_after_many_fills),
         RIG_TEST(test_crossing_store_is_whole_or_not),
