@@ -53,7 +53,8 @@ def show(samples):
 def run(arguments):
     """The benchmark. Returns what --json writes."""
     shape = shape_of(arguments.kernel, arguments.cpus, arguments.memory)
-    programs = [machines.Parat(arguments.program, arguments.parat_options), machines.Qemu()]
+    programs = [machines.Parat(arguments.program, arguments.engine, arguments.parat_options),
+                machines.Qemu()]
     for program in programs:
         program.check()
     samples = {program.name: [] for program in programs}

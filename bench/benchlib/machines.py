@@ -43,8 +43,9 @@ class Parat:
     name = "parat"
     kernel_marker = None
 
-    def __init__(self, program, options=()):
+    def __init__(self, program, engine="soft", options=()):
         self._program = program
+        self._engine = engine
         self._options = list(options)
 
     def check(self):
@@ -54,8 +55,8 @@ class Parat:
 
     def command(self, shape, stats):
         """The command of one boot; `stats` is where --stats goes."""
-        command = [self._program, "run", "--engine", "soft", "--name", "bench", "--cpus", shape.cpus,
-                   "--memory", shape.memory, "--kernel", shape.kernel, "--initrd", shape.initrd,
+        command = [self._program, "run", "--engine", self._engine, "--name", "bench",
+                   "--cpus", shape.cpus, "--memory", shape.memory, "--kernel", shape.kernel, "--initrd", shape.initrd,
                    "--append", shape.append, "--stats", stats, *self._options]
         if shape.net:
             command += ["--net", "user"]

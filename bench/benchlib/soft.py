@@ -177,7 +177,7 @@ def machine():
 
 
 def _programs(arguments):
-    every = [Native(), machines.Parat(arguments.program, arguments.parat_options),
+    every = [Native(), machines.Parat(arguments.program, arguments.engine, arguments.parat_options),
              machines.Qemu(goals.QEMU, "max"), machines.Qemu(goals.QEMU_ERMS, "max,-erms")]
     unwanted = set(goals.QEMU_PROGRAMS if arguments.no_qemu else ())
     unwanted |= {goals.NATIVE} if arguments.no_native else set()
