@@ -115,6 +115,15 @@ static json_t *bus_object(const struct bus_counters *bus)
     return object;
 }
 
+static json_t *tlb_object(const struct engine_tlb_counters *tlb)
+{
+    json_t *object = json_object();
+    json_object_set_new(object, "fills", integer(tlb->fills));
+    json_object_set_new(object, "walks", integer(tlb->walks));
+    json_object_set_new(object, "flushes", integer(tlb->flushes));
+    return object;
+}
+
 static json_t *peak_rss(void)
 {
     struct rusage usage;
@@ -143,6 +152,7 @@ static void add_machine(json_t *root, const struct stats_run *run)
                         machine->config.code.mode == ENGINE_CODE_LOCKSTEP
                             ? lockstep_object(&counters.vcpu.lockstep)
                             : json_null());
+    json_object_set_new(root, "tlb", counts ? tlb_object(&counters.vcpu.tlb) : json_null());
     json_object_set_new(root, "exits", exits_by_kind(&counters));
     json_object_set_new(root, "devices", accesses_by_device(machine));
     json_object_set_new(root, "pio", bus_object(&counters.pio));

@@ -161,11 +161,19 @@ struct engine_lockstep_counters {
     uint64_t divergences;
 };
 
+/* Of an engine with a software TLB; read when the vCPU has stopped. */
+struct engine_tlb_counters {
+    uint64_t fills;   /* misses in the tables that are probed first */
+    uint64_t walks;   /* ... that the second level did not know either */
+    uint64_t flushes; /* of more than a page; also switches of the address space */
+};
+
 struct engine_vcpu_counters {
     uint64_t exits[VM_EXIT_KIND_COUNT]; /* also those served by callbacks, by their kind */
     uint64_t instructions;              /* valid with ENGINE_CAP_COUNTS_INSTRUCTIONS */
     uint64_t interrupts;                /* delivered to the guest */
     struct engine_lockstep_counters lockstep;
+    struct engine_tlb_counters tlb;
 };
 
 struct engine_ops {

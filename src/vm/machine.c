@@ -475,6 +475,13 @@ static void add_lockstep(struct engine_lockstep_counters *sum,
     sum->divergences += one->divergences;
 }
 
+static void add_tlb(struct engine_tlb_counters *sum, const struct engine_tlb_counters *one)
+{
+    sum->fills += one->fills;
+    sum->walks += one->walks;
+    sum->flushes += one->flushes;
+}
+
 void machine_counters(struct machine *machine, struct machine_counters *out)
 {
     *out = (struct machine_counters) {.resets = machine->internal->resets};
@@ -490,5 +497,6 @@ void machine_counters(struct machine *machine, struct machine_counters *out)
         out->vcpu.instructions += one.instructions;
         out->vcpu.interrupts += one.interrupts;
         add_lockstep(&out->vcpu.lockstep, &one.lockstep);
+        add_tlb(&out->vcpu.tlb, &one.tlb);
     }
 }

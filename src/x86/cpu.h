@@ -73,7 +73,9 @@ enum x86_mmu {
     X86_MMU_COUNT
 };
 
-#define X86_TLB_BITS  10 /* of the index, la >> 12 & (X86_TLB_SIZE - 1) */
+/* Of the index, la >> 12 & (X86_TLB_SIZE - 1). A Debian boot to a login and its commands: 2.1
+ * million fills with 1024 entries, 1.4 with 2048, 0.9 with 4096. */
+#define X86_TLB_BITS  12
 #define X86_TLB_SIZE  (1u << X86_TLB_BITS)
 #define X86_TLB_EMPTY 1ull /* is no page address */
 

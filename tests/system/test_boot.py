@@ -25,6 +25,7 @@ def test_two_cpus_boot_and_power_off(boot, tmp_path):
     result = read_stats(stats)
     assert result["engine"] == "soft"
     assert result["end"] == "poweroff"
+    assert result["tlb"]["fills"] > result["tlb"]["walks"] > 0
 
 
 @pytest.fixture(scope="module")

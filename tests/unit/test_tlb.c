@@ -234,12 +234,14 @@ static void test_invlpg(void **state)
 static void test_invlpg_of_a_large_page_that_lost_its_slot(void **state)
 {
     struct rig *r = *state;
+    uint64_t other = 0x5f0000 + X86_TLB_SIZE * PAGE_SIZE;
 
     begin(r);
+    put64(r, RIG_PML4 + 0x2000 + (other >> 21) * 8, 0x000087);
     put32(r, 0x3f0000, 7);
     put64(r, RIG_PML4 + 0x2010, 0x000087); /* 4 MiB shows 0, then 2 MiB */
     x86_load(&r->cpu, 0x5f0000, 4);
-    x86_load(&r->cpu, 0x5f0000 + X86_TLB_SIZE * PAGE_SIZE - 0x400000, 4);
+    x86_load(&r->cpu, other, 4);
     put64(r, RIG_PML4 + 0x2010, 0x200087);
     invlpg(r, 0x400000);
     assert_int_equal(x86_load(&r->cpu, 0x5f0000, 4), 7);

@@ -210,6 +210,8 @@ static void vcpu_counters(struct engine_vcpu *vcpu, struct engine_vcpu_counters 
         out->exits[i] = vcpu->exits[i];
     out->instructions = vcpu->instructions;
     out->interrupts = vcpu->interrupts;
+    out->tlb = (struct engine_tlb_counters) {vcpu->cpu.tlb_fills, vcpu->cpu.tlb_walks,
+                                             vcpu->cpu.tlb_flushes};
 }
 
 const struct engine_ops engine_soft = {
