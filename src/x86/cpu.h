@@ -77,7 +77,7 @@ enum x86_mmu {
  * million fills with 1024 entries, 1.4 with 2048, 0.9 with 4096. */
 #define X86_TLB_BITS  12
 #define X86_TLB_SIZE  (1u << X86_TLB_BITS)
-#define X86_TLB_EMPTY 1ull /* is no page address */
+#define X86_TLB_EMPTY 0x800ull /* is no page address, nor one with low bits of an unaligned one */
 
 /*
  * An access hits when its page address equals the tag of its kind. Generated code knows this
@@ -141,8 +141,29 @@ struct x86_tlb_book {
     _Alignas(64) struct x86_tlb_page second[X86_TLB_SETS][X86_TLB_WAYS];
 };
 
+/*
+ * What translated code keeps beside the registers (translate.h). jump_*: the jump cache, from RIP in
+ * a mode and code space (which a key stands for) to host code.
+ */
+#define X86_JUMP_BITS 12
+#define X86_JUMP_SIZE (1u << X86_JUMP_BITS)
+
+struct x86_host_code {
+    uint64_t page_base;  /* linear address of the page that is being executed */
+    uint64_t jump_now;   /* key of the present mode and code space; even, never 0 */
+    uint64_t temp;
+    uint64_t c_stack;    /* RSP of the C code that entered */
+    const uint8_t *site; /* where host code called a common routine last */
+    uint16_t flags;      /* status flags as LAHF and SETO leave them in AX */
+    uint8_t mode;        /* of the unit that runs */
+    uint32_t mxcsr;
+    uint64_t jump_rip[X86_JUMP_SIZE];
+    uint64_t jump_key[X86_JUMP_SIZE]; /* 0: empty */
+    uintptr_t jump_entry[X86_JUMP_SIZE];
+};
+
 struct x86_cpu {
-    struct x86_state s;
+    struct x86_state s; /* first: translated code reaches the general registers by short offsets */
 
     /* Beside the registers, for insn.base/index: always zero; the next instruction's address. */
     uint64_t zero;
@@ -198,6 +219,7 @@ struct x86_cpu {
      */
     uint64_t tlb_revocations;
     unsigned pauses; /* PAUSEs executed since ops->yield */
+    struct x86_host_code host;
     _Alignas(64) struct x86_tlb_entry tlb[X86_MMU_COUNT][X86_TLB_SIZE];
     struct x86_tlb_book book;
 };

@@ -354,16 +354,27 @@ enum x86_decode_result x86_decode(const struct x86_decoder *decoder,
 {
     ZydisDecodedInstruction z;
     ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
-    const ZydisDecoder *zydis = &decoder->zydis[mode->code_size >> 2];
 
-    available = MIN(available, (size_t)ZYDIS_MAX_INSTRUCTION_LENGTH);
-    ZyanStatus status = ZydisDecoderDecodeFull(zydis, bytes, available, &z, op);
+    return x86_decode_whole(decoder, &(struct x86_decode_bytes) {mode, bytes, available}, out, &z,
+                            op);
+}
+
+enum x86_decode_result x86_decode_whole(const struct x86_decoder *decoder,
+                                        const struct x86_decode_bytes *from, struct x86_insn *out,
+                                        ZydisDecodedInstruction *z, ZydisDecodedOperand *op)
+{
+    const struct x86_decode_mode *mode = from->mode;
+    const ZydisDecoder *zydis = &decoder->zydis[mode->code_size >> 2];
+    size_t available = MIN(from->available, (size_t)ZYDIS_MAX_INSTRUCTION_LENGTH);
+
+    ZyanStatus status = ZydisDecoderDecodeFull(zydis, from->bytes, available, z, op);
+    z->mnemonic = ZYAN_SUCCESS(status) ? z->mnemonic : ZYDIS_MNEMONIC_INVALID;
     if (!ZYAN_SUCCESS(status))
         return decode_failed(status, available, out);
 
-    struct x86_decode d = {.z = &z,
+    struct x86_decode d = {.z = z,
                            .op = op,
-                           .bytes = bytes,
+                           .bytes = from->bytes,
                            .mode = mode,
                            .features = &decoder->features,
                            .stubs = decoder->stubs};
@@ -373,15 +384,17 @@ enum x86_decode_result x86_decode(const struct x86_decoder *decoder,
                               .src = offsetof(struct x86_cpu, zero),
                               .src2 = offsetof(struct x86_cpu, zero),
                               .seg = X86_DS,
-                              .length = z.length,
-                              .address_size = z.address_width / 8,
-                              .flags = insn_flags(&z)};
+                              .length = z->length,
+                              .address_size = z->address_width / 8,
+                              .flags = insn_flags(z)};
     if (mode->code_size == 8 && out->address_size == 8)
         out->flags |= X86_INSN_FLAT64;
     out->size = operand_size(&d);
     fill_operands(&d, out);
-    if (!isa_present(&decoder->features, z.meta.isa_set) || !encoding_allowed(&d) ||
-        !bind(decoder, &d, out))
-        make_ud(out, z.length);
+    if (!isa_present(&decoder->features, z->meta.isa_set) || !encoding_allowed(&d) ||
+        !bind(decoder, &d, out)) {
+        make_ud(out, z->length);
+        z->mnemonic = ZYDIS_MNEMONIC_INVALID;
+    }
     return X86_DECODE_OK;
 }

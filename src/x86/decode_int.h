@@ -19,6 +19,20 @@ struct x86_decode {
     struct x86_stubs *stubs;
 };
 
+struct x86_decode_bytes {
+    const struct x86_decode_mode *mode;
+    const uint8_t *bytes;
+    size_t available;
+};
+
+/*
+ * x86_decode, with what Zydis found (op: ZYDIS_MAX_OPERAND_COUNT). z->mnemonic is
+ * ZYDIS_MNEMONIC_INVALID when the instruction does nothing but raise.
+ */
+enum x86_decode_result x86_decode_whole(const struct x86_decoder *decoder,
+                                        const struct x86_decode_bytes *from, struct x86_insn *out,
+                                        ZydisDecodedInstruction *z, ZydisDecodedOperand *op);
+
 /*
  * Sets out->run (and aux, imm… where it differs from the defaults). The decoder has filled in
  * length, flags, size, address_size, the memory operand if there is one, imm from the first

@@ -49,13 +49,23 @@ void block_cache_clear(struct block_cache *cache)
     memset(cache->hash, 0, HASH_BUCKETS * sizeof *cache->hash);
     memset(cache->page, 0, PAGE_BUCKETS * sizeof *cache->page);
     cache->used = 0;
+    cache->full = false;
     cache->clears++;
+    if (cache->translator)
+        x86_translator_reset(cache->translator, cache->cpu);
+}
+
+void block_cache_set_translator(struct block_cache *cache, struct x86_translator *translator,
+                                struct x86_cpu *cpu)
+{
+    cache->translator = translator;
+    cache->cpu = cpu;
 }
 
 static unsigned hash_of(uint64_t address, uint8_t mode)
 {
     uint64_t key = address ^ (uint64_t)mode << 40;
-    return (unsigned)((key ^ key >> 15) % HASH_BUCKETS);
+    return (unsigned)((key ^ key >> 15 ^ (unsigned)(mode >> 5) * 0x55) % HASH_BUCKETS);
 }
 
 static unsigned page_bucket(uint64_t address)
@@ -129,6 +139,8 @@ void block_cache_drop_page(struct block_cache *cache, uint64_t page)
         if (!dead) {
             unhash(cache, block);
             block->address = BLOCK_ADDRESS_DEAD;
+            if (block->unit && !x86_unit_drop(cache->translator, block->unit))
+                cache->full = true;
         }
         *link = block->page_next[which];
     }
@@ -246,6 +258,43 @@ static struct block *make(struct engine_vcpu *vcpu, uint64_t address, uint64_t l
     return block;
 }
 
+/* --- translating --- */
+
+/* Bytes looked at for one unit. */
+#define UNIT_WINDOW 512u
+
+/*
+ * Host code for a block that has become hot. The same order as in decode_inside. No unit is made
+ * when bytes change all the time; when there is no room, everything goes before the next block.
+ */
+static void translate(struct engine_vcpu *vcpu, struct block *block, const uint8_t *page)
+{
+    struct block_cache *cache = &vcpu->cache;
+    uint8_t copy[UNIT_WINDOW], again[UNIT_WINDOW];
+    unsigned offset = (unsigned)(block->address & ~PAGE_MASK);
+    unsigned available = (unsigned)MIN(UNIT_WINDOW, PAGE_SIZE - offset);
+
+    copy_code(copy, page + offset, available);
+    unsigned bytes =
+        x86_translate_scan(vcpu->translator, block->mode >> 5, offset, copy, available);
+    if (!bytes || !soft_memory_mark_code(vcpu, block->address, bytes, page))
+        return;
+    copy_code(again, page + offset, bytes);
+    if (memcmp(copy, again, bytes) != 0)
+        return;
+    size_t size = align_up(x86_unit_size(vcpu->translator), 16);
+    struct x86_unit *unit = (struct x86_unit *)(void *)(cache->arena + cache->used);
+    if (cache->used + size > ARENA_SIZE || !x86_unit_make(vcpu->translator, unit)) {
+        cache->full = true;
+        return;
+    }
+    cache->used += size;
+    cache->translated += unit->count;
+    cache->units++;
+    unit->page = block->page;
+    block->unit = unit;
+}
+
 /* --- finding --- */
 
 /* The translation for execution, from the TLB or by a walk. NULL: not RAM. */
@@ -323,15 +372,56 @@ static inline unsigned run(struct x86_cpu *cpu, const struct block *block, unsig
     return (unsigned)(insn - block->insn);
 }
 
+/* Whether the block may have a unit at all. */
+static bool can_translate(const struct engine_vcpu *vcpu, const struct block *block)
+{
+    return vcpu->translator && x86_unit_mode(&vcpu->cpu) == block->mode >> 5 &&
+           block->tail == BLOCK_NO_TAIL;
+}
+
+static void heat_up(struct engine_vcpu *vcpu, struct block *block)
+{
+    uint64_t page;
+
+    if (block->heat >= BLOCK_HOT || ++block->heat < BLOCK_HOT || !can_translate(vcpu, block))
+        return;
+    const uint8_t *host = code_page(&vcpu->cpu, vcpu->cpu.s.rip, &page);
+    if (host && page == block->page)
+        translate(vcpu, block, host);
+}
+
+/* Runs the block's unit; `exit` is how the one before came back, and then how this one did. */
+static void run_unit(struct engine_vcpu *vcpu, struct block *block, struct x86_unit_exit *exit)
+{
+    struct x86_cpu *cpu = &vcpu->cpu;
+    struct x86_unit *unit = block->unit;
+
+    x86_unit_choose_key(vcpu->translator, cpu, unit->mode);
+    if (exit->lookup)
+        x86_unit_note(cpu, unit);
+    if (exit->link && exit->from->page == unit->page && exit->from->mode == unit->mode)
+        x86_unit_link(exit, unit);
+    vcpu->current = NULL;
+    x86_unit_run(vcpu->translator, cpu, unit, exit);
+}
+
 bool block_loop(struct engine_vcpu *vcpu)
 {
     struct x86_cpu *cpu = &vcpu->cpu;
+    struct x86_unit_exit exit = {0};
     struct block *block = NULL;
 
     do {
+        if (unlikely(vcpu->cache.full)) {
+            block_cache_clear(&vcpu->cache);
+            block = NULL;
+        }
+        uint64_t clears = vcpu->cache.clears;
         block = find(vcpu, block);
         if (unlikely(!block))
             return true;
+        if (unlikely(vcpu->cache.clears != clears))
+            exit = (struct x86_unit_exit) {0};
         if (unlikely(atomic_load_explicit(&vcpu->posted, memory_order_acquire)))
             return false; /* perhaps the very bytes just decoded have changed */
         unsigned limit = BLOCK_INSNS_MAX;
@@ -339,9 +429,19 @@ bool block_loop(struct engine_vcpu *vcpu)
             cpu->s.interrupt_shadow = cpu->s.shadow_is_mov_ss = false;
             limit = 1;
         }
-        vcpu->current = block;
-        unsigned count = run(cpu, block, limit);
-        soft_count(&vcpu->instructions, count);
+        if (likely(block->unit) && limit != 1) {
+            run_unit(vcpu, block, &exit);
+            block = NULL;
+        } else {
+            if (!block->unit)
+                heat_up(vcpu, block);
+            if (unlikely(atomic_load_explicit(&vcpu->posted, memory_order_acquire)))
+                return false;
+            exit = (struct x86_unit_exit) {0};
+            vcpu->current = block;
+            unsigned count = run(cpu, block, limit);
+            soft_count(&vcpu->instructions, count);
+        }
         cpu->end_block = false;
     } while (likely(!atomic_load_explicit(&vcpu->attention, memory_order_acquire)) &&
              !cpu->halted && !cpu->debug_active);

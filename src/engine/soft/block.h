@@ -1,7 +1,7 @@
 /*
  * A vCPU's cache of decoded blocks, keyed by guest-physical address and decode mode. Only the
- * vCPU's own thread uses it. A translator adds a pointer to host code to struct block and another
- * way to run it beside block_run; all else stays.
+ * vCPU's own thread uses it. A block that has run a few times gets a unit of host code, which
+ * starts where the block does and may go on behind its end.
  *
  * Dropped blocks stay readable until the arena is emptied (block_cache_clear, only between blocks):
  * the block that runs may drop itself, and links to a dropped block fail by its dead address.
@@ -16,6 +16,7 @@
 #include "base/bits.h"
 #include "x86/cpu.h"
 #include "x86/insn.h"
+#include "x86/translate.h"
 
 struct engine_vcpu;
 
@@ -34,9 +35,11 @@ struct block {
     struct block *hash_next;
     struct block *page_next[2]; /* in the list of its page, of its tail */
     struct block *successor[2]; /* last seen after it: by falling through, by a jump */
+    struct x86_unit *unit;      /* host code, or NULL */
     uint16_t bytes;
     uint8_t count;
     uint8_t mode; /* block_mode */
+    uint8_t heat; /* times run by the interpreter, up to BLOCK_HOT */
     struct x86_insn insn[];
 };
 
@@ -44,20 +47,32 @@ struct block_cache {
     uint8_t *arena;
     size_t used;
     struct block **hash;
-    struct block **page; /* lists of blocks by a hash of their page */
-    uint64_t clears, decoded;
+    struct block **page;               /* lists of blocks by a hash of their page */
+    struct x86_translator *translator; /* may be NULL */
+    struct x86_cpu *cpu;
+    bool full; /* to be cleared before the next block is looked for */
+    uint64_t clears, decoded, translated, units;
 };
 
 int block_cache_create(struct block_cache *cache) MUST_USE;
 void block_cache_destroy(struct block_cache *cache);
+void block_cache_set_translator(struct block_cache *cache, struct x86_translator *translator,
+                                struct x86_cpu *cpu);
 /* Empties it; no block is running. */
 void block_cache_clear(struct block_cache *cache);
 /* Drops the blocks with bytes in this page. */
 void block_cache_drop_page(struct block_cache *cache, uint64_t page);
 
+/* A block is interpreted so often before it is translated. */
+#define BLOCK_HOT 12
+
+/* Code size, real or virtual-8086 mode, and the mode of units, or no unit (its TLB has none). */
 static inline uint8_t block_mode(const struct x86_cpu *cpu)
 {
-    return (uint8_t)(cpu->decode_mode.code_size | cpu->decode_mode.real_or_v86 << 4);
+    uint8_t unit = x86_unit_mode(cpu);
+    if (unit == X86_UNIT_NONE)
+        unit = X86_MMU_ALIGNED;
+    return (uint8_t)(cpu->decode_mode.code_size | cpu->decode_mode.real_or_v86 << 4 | unit << 5);
 }
 
 /*

@@ -7,8 +7,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "engine/soft/soft_int.h"
 #include "x86/stub.h"
 
@@ -25,11 +27,36 @@ static unsigned capabilities(void)
 
 /* --- VM --- */
 
+/* A guard page, the headroom, the vCPU: translated code's stack pointer is the vCPU's address. */
+#define VCPU_OFFSET (PAGE_SIZE + X86_TRANSLATE_HEADROOM)
+
+static struct engine_vcpu *allocate_vcpu(void)
+{
+    size_t size = VCPU_OFFSET + align_up(sizeof(struct engine_vcpu), PAGE_SIZE);
+    char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        return NULL;
+    if (mprotect(memory, PAGE_SIZE, PROT_NONE)) {
+        munmap(memory, size);
+        return NULL;
+    }
+    return (struct engine_vcpu *)(void *)(memory + VCPU_OFFSET);
+}
+
+static void release_vcpu(struct engine_vcpu *vcpu)
+{
+    munmap((char *)vcpu - VCPU_OFFSET,
+           VCPU_OFFSET + align_up(sizeof(struct engine_vcpu), PAGE_SIZE));
+}
+
 static void free_vcpu(struct engine_vcpu *vcpu)
 {
     block_cache_destroy(&vcpu->cache);
+    x86_translator_destroy(vcpu->translator);
+    soft_stub_memory_destroy(&vcpu->code_memory);
     pthread_mutex_destroy(&vcpu->post_lock);
-    free(vcpu);
+    release_vcpu(vcpu);
 }
 
 static void vm_destroy(struct engine_vm *vm)
@@ -47,7 +74,7 @@ static void vm_destroy(struct engine_vm *vm)
 
 static int create_decoder(struct engine_vm *vm, struct err *err)
 {
-    int error = soft_stub_memory_create(&vm->stub_memory, err);
+    int error = soft_stub_memory_create(&vm->stub_memory, X86_STUBS_SIZE, err);
     if (error)
         return error;
     struct x86_stub_memory memory = {.write = vm->stub_memory.write,
@@ -148,22 +175,56 @@ static void init_cpu(struct engine_vcpu *vcpu)
     x86_lapic_set_state(&vcpu->lapic, &vcpu->cpu.s.lapic, vcpu->cpu.s.apic_base, 0);
 }
 
+static int create_translator(struct engine_vcpu *vcpu, struct err *err)
+{
+    const struct engine_vm_config *config = &vcpu->vm->config;
+    const char *why;
+
+    if (config->code.mode == ENGINE_CODE_INTERPRET)
+        return 0;
+    if (!x86_translate_possible(&why)) {
+        log_warning("engine soft: code is interpreted, not translated: %s", why);
+        return 0;
+    }
+    int error = soft_stub_memory_create(&vcpu->code_memory,
+                                        align_up(config->code.cache_size, PAGE_SIZE), err);
+    if (error)
+        return error;
+    struct x86_translator_config translator = {
+        .memory = {.write = vcpu->code_memory.write,
+                   .execute = vcpu->code_memory.execute,
+                   .size = vcpu->code_memory.size},
+        .decoder = vcpu->vm->decoder,
+        .features = &config->cpuid->features,
+        .attention = offsetof(struct engine_vcpu, attention),
+        .alone = config->code.mode == ENGINE_CODE_LOCKSTEP,
+    };
+    error = x86_translator_create(&vcpu->translator, &translator);
+    if (error)
+        return err_set(err, -error, "engine soft: no memory for CPU %u's translator", vcpu->index);
+    block_cache_set_translator(&vcpu->cache, vcpu->translator, &vcpu->cpu);
+    return 0;
+}
+
 static int vcpu_create(struct engine_vm *vm, unsigned index, struct engine_vcpu **out,
                        struct err *err)
 {
-    size_t align = _Alignof(struct engine_vcpu);
-    struct engine_vcpu *vcpu = aligned_alloc(align, align_up(sizeof *vcpu, align));
+    struct engine_vcpu *vcpu = allocate_vcpu();
     if (!vcpu)
         return err_set(err, ENOMEM, "out of memory");
-    memset(vcpu, 0, sizeof *vcpu);
     vcpu->vm = vm;
     vcpu->index = index;
     if (block_cache_create(&vcpu->cache)) {
-        free(vcpu);
+        release_vcpu(vcpu);
         return err_set(err, ENOMEM, "engine soft: no memory for CPU %u's decoded code", index);
     }
     pthread_mutex_init(&vcpu->post_lock, NULL);
     init_cpu(vcpu);
+    int error = create_translator(vcpu, err);
+    if (error) {
+        free_vcpu(vcpu);
+        return error;
+    }
     vm->vcpu[index] = vcpu;
     vm->vcpu_count = index + 1;
     exclusive_add(&vm->exclusive, &vcpu->member);

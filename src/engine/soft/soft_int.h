@@ -18,6 +18,7 @@
 #include "vm/engine.h"
 #include "x86/cpu.h"
 #include "x86/lapic.h"
+#include "x86/translate.h"
 
 #define SOFT_SLOTS_MAX  64
 #define SOFT_PAGE_LOCKS 64
@@ -70,7 +71,9 @@ struct engine_vm {
 };
 
 struct engine_vcpu {
-    struct x86_cpu cpu;
+    struct x86_cpu cpu; /* first, with X86_TRANSLATE_HEADROOM below: see x86/translate.h */
+    struct soft_stub_memory code_memory;
+    struct x86_translator *translator; /* NULL: everything is interpreted */
     struct engine_vm *vm;
     unsigned index;
     struct x86_lapic lapic;
@@ -78,8 +81,9 @@ struct engine_vcpu {
     struct block_cache cache;
 
     /* Set by any thread when there is something to look at between two blocks; futex word. */
-    _Atomic uint32_t attention;
-    _Atomic bool sleeping; /* in futex wait on attention */
+    _Alignas(8) _Atomic uint32_t attention;
+    uint32_t attention_zero; /* translated code reads both as one */
+    _Atomic bool sleeping;   /* in futex wait on attention */
     _Atomic bool kicked;
 
     pthread_mutex_t post_lock;
@@ -177,7 +181,8 @@ void soft_look_at_tsc(struct engine_vcpu *vcpu);
 
 /* --- stub_memory.c, probe.c, features.c --- */
 
-int soft_stub_memory_create(struct soft_stub_memory *memory, struct err *err) MUST_USE;
+/* size: a multiple of the page size. */
+int soft_stub_memory_create(struct soft_stub_memory *memory, size_t size, struct err *err) MUST_USE;
 void soft_stub_memory_destroy(struct soft_stub_memory *memory);
 void soft_probe(struct engine_probe *out);
 void soft_cpu_features(struct x86_features *out);

@@ -1,6 +1,6 @@
 /*
- * Executable memory for the stubs of x86/ (stub.h): one memfd mapped twice, writable and executable
- * apart, each at an address of the kernel's choice between guard pages. Loop thread.
+ * Executable memory for the stubs and the translated code of x86/: one memfd mapped twice, writable
+ * and executable apart, each at an address of the kernel's choice between guard pages. Loop thread.
  */
 #include <errno.h>
 #include <string.h>
@@ -10,8 +10,6 @@
 #include "base/addr.h"
 #include "engine/soft/soft_int.h"
 #include "x86/stub.h"
-
-#define STUB_MEMORY_SIZE X86_STUBS_SIZE
 
 static uint8_t *map_guarded(int fd, size_t size, int protection)
 {
@@ -40,13 +38,13 @@ void soft_stub_memory_destroy(struct soft_stub_memory *memory)
     *memory = (struct soft_stub_memory) {0};
 }
 
-int soft_stub_memory_create(struct soft_stub_memory *memory, struct err *err)
+int soft_stub_memory_create(struct soft_stub_memory *memory, size_t size, struct err *err)
 {
-    *memory = (struct soft_stub_memory) {.size = STUB_MEMORY_SIZE};
-    int fd = memfd_create("parat-stubs", MFD_CLOEXEC);
+    *memory = (struct soft_stub_memory) {.size = size};
+    int fd = memfd_create("parat-code", MFD_CLOEXEC);
     if (fd < 0)
         return err_set(err, errno, "engine soft: cannot make memory for code: %s", strerror(errno));
-    if (!ftruncate(fd, STUB_MEMORY_SIZE)) {
+    if (!ftruncate(fd, (off_t)size)) {
         memory->write = map_guarded(fd, memory->size, PROT_READ | PROT_WRITE);
         if (memory->write)
             memory->execute = map_guarded(fd, memory->size, PROT_READ | PROT_EXEC);

@@ -1,0 +1,489 @@
+/*
+ * Making a unit: scanning, liveness of flags, the loop over instructions, entries and exits, what
+ * lies out of line. The CPU's thread. See translate.h; docs/soft-engine.md tells the whole.
+ */
+#include "x86/translate.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "x86/translate_int.h"
+
+/* A unit goes on behind so many conditional branches that were not taken. */
+#define SIDE_EXITS_MAX 8
+
+/* --- creation --- */
+
+bool x86_translate_possible(const char **why)
+{
+    *why = "the host's code is not x86-64";
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    uint32_t eax = 0x80000001, ebx, ecx, edx;
+    __asm__("cpuid" : "+a"(eax), "=b"(ebx), "=c"(ecx), "=d"(edx));
+    *why = "the host's CPU has no LAHF in 64-bit mode";
+    return ecx & 1;
+#else
+    return false;
+#endif
+}
+
+int x86_translator_create(struct x86_translator **out, const struct x86_translator_config *config)
+{
+    struct x86_translator *tr = calloc(1, sizeof *tr);
+
+    if (!tr)
+        return -ENOMEM;
+    __builtin_cpu_init();
+    tr->config = *config;
+    tr->at = config->memory.write;
+    tr->has_bmi2 = __builtin_cpu_supports("bmi2");
+    if (config->memory.size < X86_TRANSLATE_MEMORY_MIN || !x86_routines_make(tr)) {
+        free(tr);
+        return -ENOMEM;
+    }
+    tr->start = tr->at;
+    *out = tr;
+    return 0;
+}
+
+void x86_translator_destroy(struct x86_translator *tr)
+{
+    free(tr);
+}
+
+void x86_translator_reset(struct x86_translator *tr, struct x86_cpu *cpu)
+{
+    tr->at = tr->start;
+    memset(cpu->host.jump_key, 0, sizeof cpu->host.jump_key);
+    tr->known_count = 0;
+}
+
+size_t x86_translator_used(const struct x86_translator *tr)
+{
+    return (size_t)(tr->at - tr->config.memory.write);
+}
+
+/* --- scanning --- */
+
+static bool ends_unit(const struct x86_source *s)
+{
+    switch (s->kind) {
+    case KIND_JMP:
+    case KIND_CALL:
+    case KIND_RET:
+    case KIND_JMP_INDIRECT:
+    case KIND_CALL_INDIRECT:
+        return true;
+    case KIND_HANDLER:
+        return s->insn.flags & X86_INSN_END;
+    default:
+        return false;
+    }
+}
+
+/* One instruction at tr->bytes. False: it does not fit, or cannot be decoded. */
+static bool scan_one(struct x86_translator *tr, const uint8_t *bytes, unsigned available)
+{
+    static const struct x86_decode_mode mode = {.code_size = 8};
+    struct x86_source *s = &tr->source[tr->count];
+    struct x86_decode_bytes from = {&mode, bytes + tr->bytes, available - tr->bytes};
+
+    if (x86_decode_whole(tr->config.decoder, &from, &s->insn, &s->z, s->op) != X86_DECODE_OK)
+        return false;
+    s->bytes = from.bytes;
+    s->offset = (uint16_t)(tr->page_offset + tr->bytes);
+    x86_source_classify(s, tr->mode);
+    if (s->faults)
+        s->kept = (uint8_t)tr->kept++;
+    tr->bytes += s->insn.length;
+    tr->count++;
+    return true;
+}
+
+/* Which flags may be looked at after each instruction. Behind the unit: all. */
+static void find_live_flags(struct x86_translator *tr)
+{
+    uint32_t live = FLAGS_ALL;
+
+    for (unsigned i = tr->count; i-- > 0;) {
+        struct x86_source *s = &tr->source[i];
+        bool leaves = s->kind == KIND_JCC || ends_unit(s);
+        if (leaves)
+            live = FLAGS_ALL;
+        s->live_after = live;
+        s->flags_read |= s->flags_undefined & live;
+        live = (live & ~s->flags_written) | s->flags_read;
+        if (s->faults)
+            live = FLAGS_ALL;
+    }
+}
+
+unsigned x86_translate_scan(struct x86_translator *tr, uint8_t mode, unsigned page_offset,
+                            const uint8_t *bytes, unsigned available)
+{
+    unsigned branches = 0;
+
+    tr->mode = mode;
+    tr->page_offset = page_offset;
+    tr->count = tr->kept = tr->bytes = 0;
+    while (tr->count < X86_UNIT_INSNS_MAX && tr->bytes < available &&
+           scan_one(tr, bytes, available)) {
+        const struct x86_source *last = &tr->source[tr->count - 1];
+        if (ends_unit(last) || (last->kind == KIND_JCC && ++branches == SIDE_EXITS_MAX))
+            break;
+    }
+    find_live_flags(tr);
+    return tr->bytes;
+}
+
+size_t x86_unit_size(const struct x86_translator *tr)
+{
+    return sizeof(struct x86_unit) + tr->kept * sizeof(struct x86_insn);
+}
+
+/* --- flags --- */
+
+/* lahf; seto al; mov [flags], ax */
+static void emit_flags_save(struct x86_emit *e)
+{
+    static const uint8_t lahf_seto[] = {0x9f, 0x0f, 0x90, 0xc0};
+    struct x86_encoding store = {.opcode = 0x89, .operand16 = true};
+    struct x86_rm slot = x86_cpu_field(CPU_OFFSET(host.flags));
+
+    x86_emit_bytes(e, lahf_seto, sizeof lahf_seto);
+    x86_emit_op(e, &store, T0, &slot);
+}
+
+/* movzx eax, word [flags]; add al, 0x7f; sahf: the addition overflows when AL is 1 */
+static void emit_flags_load(struct x86_emit *e)
+{
+    static const uint8_t add_sahf[] = {0x04, 0x7f, 0x9e};
+    struct x86_encoding load = {.opcode = 0xb7, .map = 1};
+    struct x86_rm slot = x86_cpu_field(CPU_OFFSET(host.flags));
+
+    x86_emit_op(e, &load, T0, &slot);
+    x86_emit_bytes(e, add_sahf, sizeof add_sahf);
+}
+
+/* Flags that matter before the present instruction. */
+static bool flags_are_live(const struct x86_translation *t)
+{
+    const struct x86_source *s = t->source;
+    return s->faults || s->flags_read || (s->live_after & ~s->flags_written);
+}
+
+void x86_flags_spill(struct x86_translation *t)
+{
+    if (t->flags == FLAGS_HOST && flags_are_live(t))
+        emit_flags_save(&t->e);
+    t->flags = FLAGS_MEMORY;
+}
+
+void x86_flags_want(struct x86_translation *t)
+{
+    if (t->flags == FLAGS_MEMORY) {
+        emit_flags_load(&t->e);
+        t->flags = FLAGS_BOTH;
+    }
+}
+
+/* --- ways out --- */
+
+void x86_emit_rip(struct x86_translation *t, unsigned to, int32_t offset)
+{
+    x86_emit_load(&t->e, to, x86_cpu_field(CPU_OFFSET(host.page_base)));
+    if (offset)
+        x86_emit_lea(&t->e, to, x86_rm_mem(to, offset));
+}
+
+static void emit_call_routine(struct x86_emit *e, const uint8_t *routine)
+{
+    uint8_t *distance = x86_emit_call(e);
+    if (!e->full)
+        x86_emit_link(distance, routine);
+}
+
+static const struct x86_routines *routines(const struct x86_translation *t)
+{
+    return &t->tr->routines[x86_mode_vector(t->tr->mode)];
+}
+
+static void emit_site(struct x86_emit *e, const struct x86_site *site)
+{
+    x86_emit_bytes(e, site, sizeof *site);
+}
+
+/* Runs the handler of instruction `index`; back at `resume` (NULL: behind the site) with the flags
+ * in memory and in the host. */
+static void emit_handler_call(struct x86_translation *t, unsigned index, const uint8_t *resume)
+{
+    emit_call_routine(&t->e, routines(t)->call);
+    struct x86_site site = {
+        .kind = SITE_CALL,
+        .offset = (int16_t)t->tr->source[index].offset,
+        .link = resume ? (int32_t)(resume - t->e.at) : (int32_t)sizeof site,
+        .insn = &t->unit->insn[t->tr->source[index].kept],
+    };
+    emit_site(&t->e, &site);
+}
+
+void x86_translate_by_handler(struct x86_translation *t)
+{
+    x86_flags_spill(t);
+    emit_handler_call(t, t->index, NULL);
+    t->flags = FLAGS_BOTH;
+    t->ended = t->source->insn.flags & X86_INSN_END;
+}
+
+void x86_slow_path(struct x86_translation *t, uint8_t *link)
+{
+    if (t->slow_count == SLOW_MAX) {
+        t->e.full = true;
+        return;
+    }
+    t->slow[t->slow_count++] = (struct x86_slow) {.link = link, .index = (uint16_t)t->index};
+}
+
+void x86_leave_to(struct x86_translation *t, uint8_t *link, int offset, bool may_link)
+{
+    if (t->out_count == EXITS_MAX) {
+        t->e.full = true;
+        return;
+    }
+    t->out[t->out_count++] = (struct x86_way_out) {
+        .link = link,
+        .offset = (int16_t)offset,
+        .host_flags = t->flags == FLAGS_HOST,
+        .may_link = may_link && !t->tr->config.alone,
+    };
+}
+
+void x86_leave_indirect(struct x86_translation *t)
+{
+    struct x86_emit *e = &t->e;
+    struct x86_encoding xor32 = {.opcode = 0x33}, load32 = {.opcode = 0x8b};
+    struct x86_rm t0 = x86_rm_reg(T0);
+    struct x86_rm rip = x86_rm_indexed(HOST_RSP, T1, CPU_OFFSET(host.jump_rip));
+    struct x86_rm key = x86_rm_indexed(HOST_RSP, T1, CPU_OFFSET(host.jump_key));
+    struct x86_rm entry = x86_rm_indexed(HOST_RSP, T1, CPU_OFFSET(host.jump_entry));
+
+    rip.scale = key.scale = entry.scale = 3;
+    x86_emit_op(e, &load32, T1, &t0);
+    x86_emit_shift_imm(e, 5, T1, X86_JUMP_BITS - 2, false);
+    x86_emit_op(e, &xor32, T1, &t0);
+    x86_emit_alu_imm32(e, ALU_AND, T1, X86_JUMP_SIZE - 1);
+    x86_emit_load(e, T2, x86_cpu_field(CPU_OFFSET(host.jump_now)));
+    /* Attention wanted: no key matches. */
+    x86_emit_alu(e, ALU_XOR, T2, x86_cpu_field((int32_t)t->tr->config.attention));
+    x86_emit_alu(e, ALU_CMP, T2, key);
+    uint8_t *miss = x86_emit_jcc(e, COND_NE);
+    x86_emit_alu(e, ALU_CMP, T0, rip);
+    uint8_t *miss_too = x86_emit_jcc(e, COND_NE);
+    x86_emit_jmp_rm(e, entry);
+    if (!e->full) {
+        x86_emit_link(miss, e->at);
+        x86_emit_link(miss_too, e->at);
+    }
+    emit_call_routine(e, routines(t)->leave_rip);
+    emit_site(e, &(struct x86_site) {.kind = SITE_LOOKUP});
+    t->ended = true;
+}
+
+static void emit_slow(struct x86_translation *t)
+{
+    for (unsigned i = 0; i < t->slow_count && !t->e.full; i++) {
+        /* Probes of one instruction share what comes out of line. */
+        struct x86_slow *s = &t->slow[i];
+        const uint8_t *here = t->e.at;
+        x86_emit_link(s->link, here);
+        while (i + 1 < t->slow_count && t->slow[i + 1].index == s->index)
+            x86_emit_link(t->slow[++i].link, here);
+        emit_handler_call(t, s->index, s->resume);
+    }
+}
+
+static void emit_ways_out(struct x86_translation *t)
+{
+    for (unsigned i = 0; i < t->out_count && !t->e.full; i++) {
+        const struct x86_way_out *out = &t->out[i];
+        x86_emit_link(out->link, t->e.at);
+        if (out->host_flags)
+            emit_flags_save(&t->e);
+        emit_call_routine(&t->e, routines(t)->leave);
+        struct x86_site site = {
+            .kind = out->may_link ? SITE_LINK : SITE_RESUME,
+            .host_flags = out->host_flags,
+            .offset = out->offset,
+            .link = (int32_t)(out->link - t->e.at),
+            .unit = t->unit,
+        };
+        emit_site(&t->e, &site);
+    }
+}
+
+/* --- the unit --- */
+
+/* How the body wants the flags: in the host when they are read before they are lost. */
+static uint8_t first_flags_state(const struct x86_translator *tr)
+{
+    for (unsigned i = 0; i < tr->count; i++) {
+        const struct x86_source *s = &tr->source[i];
+        if (s->faults)
+            return FLAGS_MEMORY;
+        if (s->flags_read || s->flags_written || s->kind == KIND_JCC)
+            return FLAGS_HOST;
+    }
+    return FLAGS_HOST;
+}
+
+/* Nobody looks at the flags that come in. */
+static bool flags_are_dead_at_start(const struct x86_translator *tr)
+{
+    const struct x86_source *s = &tr->source[0];
+    return !s->faults && !s->flags_read && !(s->live_after & ~s->flags_written);
+}
+
+/* Entries before the body: from the jump cache or C; flags in memory; flags in the host. */
+static void emit_entries(struct x86_translation *t)
+{
+    static const uint8_t nop5[] = {0x0f, 0x1f, 0x44, 0x00, 0x00};
+    struct x86_emit *e = &t->e;
+    bool dead = flags_are_dead_at_start(t->tr);
+    uint8_t *to_body = NULL;
+
+    t->flags = first_flags_state(t->tr);
+    t->unit->prefers_host_flags = t->flags == FLAGS_HOST;
+    if (t->flags == FLAGS_MEMORY) {
+        t->unit->chain[1] = e->at;
+        emit_flags_save(e);
+        to_body = x86_emit_jmp(e);
+    }
+    t->unit->enter = x86_executable(t->tr, e->at);
+    x86_emit_lea(e, T0, x86_rm_mem(T0, -(int32_t)t->tr->source[0].offset));
+    x86_emit_store(e, x86_cpu_field(CPU_OFFSET(host.page_base)), T0);
+    t->unit->chain[0] = e->at;
+    if (t->flags == FLAGS_HOST && !dead)
+        emit_flags_load(e);
+    else if (t->flags == FLAGS_HOST)
+        x86_emit_bytes(e, nop5, sizeof nop5); /* the two ways in are apart, see x86_unit_drop */
+    t->body = e->at;
+    if (t->flags == FLAGS_HOST)
+        t->unit->chain[1] = t->body;
+    else if (!e->full)
+        x86_emit_link(to_body, t->body);
+}
+
+static void translate_one(struct x86_translation *t)
+{
+    switch (t->source->kind) {
+    case KIND_HANDLER:
+        x86_translate_by_handler(t);
+        break;
+    case KIND_JCC:
+    case KIND_JMP:
+    case KIND_CALL:
+    case KIND_RET:
+    case KIND_JMP_INDIRECT:
+    case KIND_CALL_INDIRECT:
+        x86_translate_branch(t);
+        break;
+    case KIND_VECTOR:
+        x86_translate_vector(t);
+        break;
+    default:
+        x86_translate_integer(t);
+        break;
+    }
+}
+
+static void translate_body(struct x86_translation *t)
+{
+    for (t->index = 0; t->index < t->tr->count && !t->e.full; t->index++) {
+        unsigned slow = t->slow_count;
+        t->source = &t->tr->source[t->index];
+        if (t->source->faults)
+            t->unit->insn[t->source->kept] = t->source->insn;
+        translate_one(t);
+        for (; slow < t->slow_count; slow++)
+            t->slow[slow].resume = t->e.at;
+    }
+    if (t->ended)
+        return;
+    /* On to the next instruction: in this page, or perhaps behind it. */
+    unsigned next = t->tr->page_offset + t->tr->bytes;
+    if (next < PAGE_SIZE) {
+        x86_leave_to(t, x86_emit_jmp(&t->e), (int)next, true);
+        return;
+    }
+    t->source = &(struct x86_source) {.live_after = FLAGS_ALL};
+    x86_flags_spill(t);
+    x86_emit_rip(t, T0, PAGE_SIZE);
+    x86_leave_indirect(t);
+}
+
+bool x86_unit_make(struct x86_translator *tr, struct x86_unit *unit)
+{
+    struct x86_translation *t = &tr->work;
+
+    t->tr = tr;
+    t->e =
+        (struct x86_emit) {.at = tr->at, .end = tr->config.memory.write + tr->config.memory.size};
+    t->unit = unit;
+    t->ended = false;
+    t->slow_count = t->out_count = 0;
+    unit->bytes = (uint16_t)tr->bytes;
+    unit->count = (uint8_t)tr->count;
+    unit->mode = tr->mode;
+    unit->page_offset = (uint16_t)tr->page_offset;
+    emit_entries(t);
+    translate_body(t);
+    emit_slow(t);
+    emit_ways_out(t);
+    if (t->e.full)
+        return false;
+    tr->at = t->e.at + (-(uintptr_t)t->e.at & 15);
+    if (tr->at > t->e.end)
+        tr->at = t->e.end;
+    return true;
+}
+
+/* --- links --- */
+
+void x86_unit_link(const struct x86_unit_exit *exit, const struct x86_unit *unit)
+{
+    x86_emit_link(exit->link, unit->chain[exit->host_flags]);
+}
+
+static void make_jump(uint8_t *at, const uint8_t *to)
+{
+    *at = 0xe9;
+    x86_emit_link(at + 1, to);
+}
+
+/*
+ * Each way in becomes a jump to a new way out. No thread is inside: ours is in C, and comes back
+ * into a unit that was dropped only to leave it.
+ */
+bool x86_unit_drop(struct x86_translator *tr, struct x86_unit *unit)
+{
+    struct x86_emit e = {.at = tr->at, .end = tr->config.memory.write + tr->config.memory.size};
+    const struct x86_routines *r = &tr->routines[x86_mode_vector(unit->mode)];
+    struct x86_site site = {.kind = SITE_RESUME, .offset = (int16_t)unit->page_offset};
+    uint8_t *with_rip = e.at;
+
+    emit_call_routine(&e, r->leave_rip);
+    emit_site(&e, &(struct x86_site) {.kind = SITE_LOOKUP});
+    uint8_t *with_host_flags = e.at;
+    emit_flags_save(&e);
+    uint8_t *with_flags = e.at;
+    emit_call_routine(&e, r->leave);
+    emit_site(&e, &site);
+    if (e.full)
+        return false;
+    make_jump(unit->chain[0], with_flags);
+    make_jump(unit->chain[1], with_host_flags);
+    make_jump(x86_writable(tr, unit->enter), with_rip);
+    tr->at = e.at;
+    return true;
+}

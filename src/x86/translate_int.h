@@ -1,0 +1,247 @@
+/*
+ * What the translator's modules share. See translate.h and docs/soft-engine.md.
+ */
+#ifndef PARAT_X86_TRANSLATE_INT_H
+#define PARAT_X86_TRANSLATE_INT_H
+
+#include <Zydis/Zydis.h>
+
+#include "x86/decode_int.h"
+#include "x86/emit.h"
+#include "x86/mem.h"
+#include "x86/translate.h"
+
+/*
+ * Where guest registers are while host code runs. Scratch: RAX (LAHF and SAHF want it), R14, R15.
+ * Four guest registers stay in memory, [rsp + 8n].
+ */
+enum { T0 = HOST_RAX, T1 = HOST_R14, T2 = HOST_R15 };
+extern const uint8_t x86_host_of[16]; /* HOST_NONE: in memory */
+
+#define FLAGS_ALL ((uint32_t)X86_STATUS_FLAGS)
+
+#define CPU_OFFSET(field) ((int32_t)offsetof(struct x86_cpu, field))
+
+static inline struct x86_rm x86_cpu_field(int32_t offset)
+{
+    return x86_rm_mem(HOST_RSP, offset);
+}
+
+static inline struct x86_rm x86_gpr_home(unsigned gpr)
+{
+    return x86_cpu_field(CPU_OFFSET(s.gpr) + 8 * (int32_t)gpr);
+}
+
+/* How an instruction is translated. */
+enum x86_kind {
+    KIND_HANDLER, /* by the interpreter */
+    KIND_NOP,
+    KIND_GENERIC,     /* registers renamed, memory operand probed */
+    KIND_ACCUMULATOR, /* op AL/eAX, imm without ModRM */
+    KIND_MOV_IMM,
+    KIND_BSWAP,
+    KIND_XCHG_RAX,
+    KIND_IMPLICIT, /* no explicit operands: CBW, CQO… */
+    KIND_LEA,
+    KIND_DIV,
+    KIND_PUSH,
+    KIND_POP,
+    KIND_LEAVE,
+    KIND_JCC,
+    KIND_JMP,
+    KIND_CALL,
+    KIND_RET,
+    KIND_JMP_INDIRECT,
+    KIND_CALL_INDIRECT,
+    KIND_VECTOR,
+};
+
+/* A general register operand: its number and what happens to it; size in bytes, 0: none. */
+struct x86_gpr_use {
+    uint8_t gpr, size;
+    bool read, written;
+};
+
+/* One guest instruction on its way. */
+struct x86_source {
+    ZydisDecodedInstruction z;
+    ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+    struct x86_insn insn;
+    const uint8_t *bytes;
+    uint16_t offset; /* in the page */
+    uint8_t kind;    /* enum x86_kind */
+    bool faults;     /* may leave to the interpreter: all flags must be to be had */
+    uint8_t kept;    /* its place in the unit's insn[], when it may */
+    struct x86_gpr_use reg, rm, vvvv; /* by the encoding's fields */
+    const ZydisDecodedOperand *mem;
+    bool mem_write;
+    bool rax_read, rax_written; /* without being encoded */
+    uint32_t flags_read, flags_written, flags_undefined;
+    uint32_t live_after; /* flags that somebody may look at */
+};
+
+/* Where the guest's status flags are. */
+enum x86_flags_state {
+    FLAGS_HOST = 1, /* in the host's */
+    FLAGS_MEMORY = 2,
+    FLAGS_BOTH = 3,
+};
+
+/* Out of line: what happens when a probe misses. */
+struct x86_slow {
+    uint8_t *link; /* the jump that goes there */
+    uint8_t *resume;
+    uint16_t index; /* of the instruction */
+};
+
+#define SLOW_MAX  (X86_UNIT_INSNS_MAX * 4)
+#define EXITS_MAX (X86_UNIT_INSNS_MAX * 2 + 4)
+
+/* Out of line: a way out of the unit at a known place of its page. */
+struct x86_way_out {
+    uint8_t *link;  /* the jump that goes there */
+    int16_t offset; /* of RIP in the page */
+    bool host_flags;
+    bool may_link; /* that jump may later lead straight to the unit there */
+};
+
+struct x86_translation {
+    struct x86_translator *tr;
+    struct x86_emit e;
+    struct x86_unit *unit;
+    struct x86_source *source; /* of the present instruction */
+    unsigned index;
+    uint8_t flags; /* enum x86_flags_state */
+    bool ended;    /* the present instruction does not go on to the next */
+    uint8_t *body;
+    unsigned slow_count, out_count;
+    struct x86_slow slow[SLOW_MAX];
+    struct x86_way_out out[EXITS_MAX];
+};
+
+/* Follows a call of the common routines in code memory. */
+struct __attribute__((packed)) x86_site {
+    uint8_t kind; /* enum x86_site_kind */
+    uint8_t host_flags;
+    int16_t offset; /* RIP in the page */
+    int32_t link;   /* from here to the jump's distance, or to where to go on */
+    union {
+        const struct x86_insn *insn; /* SITE_CALL */
+        struct x86_unit *unit;       /* SITE_LINK: that one */
+    };
+};
+
+enum x86_site_kind { SITE_CALL, SITE_RESUME, SITE_LINK, SITE_LOOKUP };
+
+/* Common routines in code memory, one set for units with vectors in memory and one for those in the
+ * host's registers. */
+struct x86_routines {
+    const uint8_t *enter; /* C: (cpu, where) */
+    uint8_t *call;        /* runs a handler, reached by CALL, followed by a site */
+    uint8_t *leave;       /* back to C, ditto */
+    uint8_t *leave_rip;   /* ditto, RAX is RIP */
+};
+
+/* Keys of the jump cache by mode and code space, the most recent ones. */
+#define X86_KNOWN_KEYS 64
+struct x86_known_key {
+    uint64_t key;
+    uint32_t space;
+    uint8_t mode;
+};
+
+struct x86_translator {
+    struct x86_translator_config config;
+    uint8_t *at;    /* next free byte, writable view */
+    uint8_t *start; /* behind the common routines */
+    struct x86_routines routines[2];
+    bool has_bmi2;
+    uint8_t mode;         /* of what was scanned */
+    unsigned count;       /* instructions scanned */
+    unsigned kept;        /* of them may need their handlers */
+    unsigned page_offset; /* of the first */
+    unsigned bytes;
+    uint64_t last_key; /* given out */
+    unsigned known_count;
+    struct x86_known_key known[X86_KNOWN_KEYS];
+    struct x86_source source[X86_UNIT_INSNS_MAX];
+    struct x86_translation work;
+};
+
+/* Unit modes: which TLB table, and whether vector registers live in the host's. */
+static inline enum x86_mmu x86_mode_mmu(uint8_t mode)
+{
+    return (enum x86_mmu)(mode & 3);
+}
+
+static inline bool x86_mode_vector(uint8_t mode)
+{
+    return mode & 4;
+}
+
+/* --- translate.c --- */
+
+/* Host flags are about to be lost: saves them if somebody may still look. Uses T0. */
+void x86_flags_spill(struct x86_translation *t);
+/* The instruction needs the guest's flags in the host's. Uses T0. */
+void x86_flags_want(struct x86_translation *t);
+/* The instruction has written flags. */
+static inline void x86_flags_changed(struct x86_translation *t)
+{
+    t->flags = FLAGS_HOST;
+}
+
+/* Calls the interpreter's handler, in line. */
+void x86_translate_by_handler(struct x86_translation *t);
+/* A jump (its distance at link) that is taken when the instruction must be done by its handler. */
+void x86_slow_path(struct x86_translation *t, uint8_t *link);
+/* Leaves for a place of this page; link: the jump to make go there. */
+void x86_leave_to(struct x86_translation *t, uint8_t *link, int offset, bool may_link);
+/* Leaves for the address in T0, by the jump cache. Flags are spilled before. */
+void x86_leave_indirect(struct x86_translation *t);
+/* T = linear address of `offset` in the unit's page. */
+void x86_emit_rip(struct x86_translation *t, unsigned to, int32_t offset);
+
+/* --- translate_operand.c --- */
+
+void x86_source_classify(struct x86_source *s, uint8_t mode);
+/* The linear address of the memory operand in a register, T0 or a guest's own. Clobbers flags only
+ * where a segment has a base. Uses T0, T1. */
+unsigned x86_emit_address(struct x86_translation *t, const ZydisDecodedOperandMem *mem);
+/*
+ * The host operand for `size` bytes at the linear address in register la (not T1, T2), which stays;
+ * uses T1, T2; T1 is part of the result. Clobbers flags. atomic: must be aligned.
+ */
+struct x86_rm x86_emit_probe(struct x86_translation *t, unsigned la, unsigned size, bool write,
+                             bool atomic);
+/* The host register of a guest's, loaded into scratch if it lives in memory. */
+unsigned x86_gpr_in(struct x86_translation *t, unsigned gpr, unsigned scratch);
+/* Writes it home if it lives in memory. */
+void x86_gpr_out(struct x86_translation *t, unsigned gpr, unsigned host);
+
+/* The host instruction with the same opcode, without operands. */
+struct x86_encoding x86_encoding_of(const struct x86_source *s);
+void x86_emit_immediates(struct x86_translation *t);
+
+/* --- translate_integer.c, translate_branch.c, translate_vector.c: by kind --- */
+
+void x86_translate_integer(struct x86_translation *t);
+void x86_translate_branch(struct x86_translation *t);
+bool x86_vector_classify(struct x86_source *s); /* may be KIND_VECTOR */
+void x86_translate_vector(struct x86_translation *t);
+
+/* --- translate_runtime.c --- */
+
+bool x86_routines_make(struct x86_translator *tr);
+
+static inline const uint8_t *x86_executable(const struct x86_translator *tr, const uint8_t *at)
+{
+    return tr->config.memory.execute + (at - tr->config.memory.write);
+}
+
+static inline uint8_t *x86_writable(const struct x86_translator *tr, const uint8_t *at)
+{
+    return tr->config.memory.write + (at - tr->config.memory.execute);
+}
+
+#endif

@@ -1,0 +1,284 @@
+/*
+ * Between C and host code: the common routines in code memory, the call of an interpreter's
+ * handler, running a unit, the jump cache. The CPU's thread.
+ */
+#include "x86/exec_int.h"
+#include "x86/tlb.h"
+#include "x86/translate_int.h"
+#include "x86/vector_int.h"
+
+/* --- modes --- */
+
+/* Vector instructions run as they are only while none of them can raise anything but page faults.
+ */
+static bool vectors_usable(const struct x86_cpu *cpu)
+{
+    const uint64_t both = X86_XCR0_SSE | X86_XCR0_AVX;
+
+    if ((cpu->s.cr0 & (X86_CR0_EM | X86_CR0_TS)) || !(cpu->s.cr4 & X86_CR4_OSFXSR) ||
+        (cpu->s.fpu.mxcsr & MXCSR_MASKS) != MXCSR_MASKS)
+        return false;
+    return !x86_has(cpu->features, X86_FEATURE_AVX) ||
+           ((cpu->s.cr4 & X86_CR4_OSXSAVE) && (cpu->s.xcr0 & both) == both);
+}
+
+uint8_t x86_unit_mode(const struct x86_cpu *cpu)
+{
+    if (cpu->code_size != 8 || cpu->mmu == X86_MMU_ALIGNED || cpu->debug_active)
+        return X86_UNIT_NONE;
+    bool vector = cpu->cpl == 3 && vectors_usable(cpu);
+    return (uint8_t)(cpu->mmu | vector << 2);
+}
+
+/* --- handlers --- */
+
+/*
+ * Called by host code with the whole state in the CPU: runs one instruction by its handler. Returns
+ * where host code goes on, or NULL: back to the caller of x86_unit_run. May raise.
+ */
+static const uint8_t *run_handler(struct x86_cpu *cpu)
+{
+    struct x86_site site;
+    memcpy(&site, cpu->host.site, sizeof site);
+    const struct x86_insn *insn = site.insn;
+    uint64_t next = cpu->host.page_base + (uint64_t)(int64_t)site.offset + insn->length;
+
+    cpu->s.rip = next - insn->length;
+    cpu->next_rip = next;
+    cpu->s.rflags = flags_join(cpu->s.rflags, cpu->host.flags);
+    insn->run(cpu, insn);
+    cpu->s.rip = cpu->next_rip;
+    cpu->host.flags = (uint16_t)flags_split(cpu->s.rflags);
+    if ((insn->flags & X86_INSN_END) || cpu->end_block || cpu->next_rip != next ||
+        cpu->s.interrupt_shadow || x86_unit_mode(cpu) != cpu->host.mode)
+        return NULL;
+    return cpu->host.site + site.link;
+}
+
+/* --- the routines --- */
+
+static const uint8_t callee_saved[] = {HOST_RBX, HOST_RBP, HOST_R12, HOST_R13, HOST_R14, HOST_R15};
+
+static void emit_push(struct x86_emit *e, unsigned reg)
+{
+    if (reg >= 8)
+        x86_emit_8(e, 0x41);
+    x86_emit_8(e, 0x50 | (reg & 7));
+}
+
+static void emit_pop(struct x86_emit *e, unsigned reg)
+{
+    if (reg >= 8)
+        x86_emit_8(e, 0x41);
+    x86_emit_8(e, 0x58 | (reg & 7));
+}
+
+static void emit_field(struct x86_emit *e, uint8_t opcode, uint8_t map, unsigned digit,
+                       int32_t offset)
+{
+    struct x86_encoding enc = {.opcode = opcode, .map = map};
+    struct x86_rm rm = x86_cpu_field(offset);
+    x86_emit_op(e, &enc, digit, &rm);
+}
+
+/* All guest registers that live in the host's, from or to their homes. */
+static void emit_gprs(struct x86_emit *e, bool load)
+{
+    for (unsigned i = 0; i < 16; i++) {
+        if (x86_host_of[i] == HOST_NONE)
+            continue;
+        if (load)
+            x86_emit_load(e, x86_host_of[i], x86_gpr_home(i));
+        else
+            x86_emit_store(e, x86_gpr_home(i), x86_host_of[i]);
+    }
+}
+
+static void emit_vectors(struct x86_emit *e, bool avx, bool load)
+{
+    for (unsigned i = 0; i < 16; i++) {
+        struct x86_encoding movups = {.opcode = load ? 0x10 : 0x11, .map = 1, .vex = avx, .l = 1};
+        struct x86_rm home = x86_cpu_field(CPU_OFFSET(s.fpu.ymm) + 32 * (int32_t)i);
+        x86_emit_op(e, &movups, i, &home);
+    }
+}
+
+enum { DIGIT_LDMXCSR = 2, DIGIT_STMXCSR = 3 };
+
+static void emit_mxcsr(struct x86_emit *e, unsigned digit, int32_t offset)
+{
+    emit_field(e, 0xae, 1, digit, offset);
+}
+
+static void emit_vectors_in(struct x86_emit *e, bool avx)
+{
+    emit_vectors(e, avx, true);
+    emit_mxcsr(e, DIGIT_STMXCSR, CPU_OFFSET(host.mxcsr));
+    emit_mxcsr(e, DIGIT_LDMXCSR, CPU_OFFSET(s.fpu.mxcsr));
+}
+
+static void emit_vectors_out(struct x86_emit *e, bool avx)
+{
+    static const uint8_t vzeroupper[] = {0xc5, 0xf8, 0x77};
+
+    emit_vectors(e, avx, false);
+    emit_mxcsr(e, DIGIT_STMXCSR, CPU_OFFSET(s.fpu.mxcsr));
+    emit_mxcsr(e, DIGIT_LDMXCSR, CPU_OFFSET(host.mxcsr));
+    if (avx)
+        x86_emit_bytes(e, vzeroupper, sizeof vzeroupper);
+}
+
+static void emit_enter(struct x86_emit *e, bool vector, bool avx)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(callee_saved); i++)
+        emit_push(e, callee_saved[i]);
+    x86_emit_lea(e, HOST_RSP, x86_rm_mem(HOST_RSP, -8)); /* aligned for run_handler */
+    x86_emit_store(e, x86_rm_mem(HOST_RDI, CPU_OFFSET(host.c_stack)), HOST_RSP);
+    x86_emit_mov(e, HOST_RSP, HOST_RDI);
+    x86_emit_mov(e, T1, HOST_RSI);
+    if (vector)
+        emit_vectors_in(e, avx);
+    emit_gprs(e, true);
+    x86_emit_load(e, T0, x86_cpu_field(CPU_OFFSET(s.rip)));
+    x86_emit_jmp_rm(e, x86_rm_reg(T1));
+}
+
+/* pop [site]; everything home */
+static void emit_spill(struct x86_emit *e, bool vector, bool avx)
+{
+    emit_field(e, 0x8f, 0, 0, CPU_OFFSET(host.site));
+    emit_gprs(e, false);
+    if (vector)
+        emit_vectors_out(e, avx);
+}
+
+static void emit_back_to_c(struct x86_emit *e)
+{
+    x86_emit_load(e, HOST_RSP, x86_cpu_field(CPU_OFFSET(host.c_stack)));
+    x86_emit_lea(e, HOST_RSP, x86_rm_mem(HOST_RSP, 8));
+    for (size_t i = ARRAY_COUNT(callee_saved); i-- > 0;)
+        emit_pop(e, callee_saved[i]);
+    x86_emit_8(e, 0xc3);
+}
+
+static void emit_call(struct x86_emit *e, bool vector, bool avx, const uint8_t *tail)
+{
+    static const uint8_t add_sahf[] = {0x04, 0x7f, 0x9e};
+    struct x86_encoding movzx = {.opcode = 0xb7, .map = 1};
+    struct x86_rm flags = x86_cpu_field(CPU_OFFSET(host.flags));
+
+    emit_spill(e, vector, avx);
+    x86_emit_mov(e, HOST_RDI, HOST_RSP);
+    x86_emit_mov(e, HOST_RBX, HOST_RSP);
+    x86_emit_load(e, HOST_RSP, x86_cpu_field(CPU_OFFSET(host.c_stack)));
+    x86_emit_8(e, 0x48);
+    x86_emit_8(e, 0xb8);
+    x86_emit_64(e, (uint64_t)(uintptr_t)run_handler);
+    x86_emit_call_rm(e, x86_rm_reg(HOST_RAX));
+    x86_emit_mov(e, HOST_RSP, HOST_RBX);
+    x86_emit_mov(e, T1, HOST_RAX);
+    x86_emit_alu_imm(e, ALU_CMP, T1, 0);
+    uint8_t *leave = x86_emit_jcc(e, COND_E);
+    if (!e->full)
+        x86_emit_link(leave, tail);
+    if (vector)
+        emit_vectors_in(e, avx);
+    emit_gprs(e, true);
+    x86_emit_op(e, &movzx, T0, &flags);
+    x86_emit_bytes(e, add_sahf, sizeof add_sahf);
+    x86_emit_jmp_rm(e, x86_rm_reg(T1));
+}
+
+bool x86_routines_make(struct x86_translator *tr)
+{
+    struct x86_emit e = {.at = tr->at, .end = tr->config.memory.write + tr->config.memory.size};
+    bool avx = x86_has(tr->config.features, X86_FEATURE_AVX);
+
+    for (unsigned vector = 0; vector < 2; vector++) {
+        struct x86_routines *r = &tr->routines[vector];
+        r->enter = x86_executable(tr, e.at);
+        emit_enter(&e, vector, avx);
+        r->leave_rip = e.at;
+        /* The return address still lies there. */
+        x86_emit_store(&e, x86_cpu_field(CPU_OFFSET(s.rip) + 8), T0);
+        r->leave = e.at;
+        emit_spill(&e, vector, avx);
+        const uint8_t *tail = e.at;
+        emit_back_to_c(&e);
+        r->call = e.at;
+        emit_call(&e, vector, avx, tail);
+    }
+    tr->at = e.at;
+    return !e.full;
+}
+
+/* --- running --- */
+
+typedef void enter_code(struct x86_cpu *cpu, const uint8_t *where);
+
+void x86_unit_run(struct x86_translator *tr, struct x86_cpu *cpu, const struct x86_unit *unit,
+                  struct x86_unit_exit *out)
+{
+    const struct x86_routines *r = &tr->routines[x86_mode_vector(unit->mode)];
+    struct x86_site site;
+
+    cpu->host.flags = (uint16_t)flags_split(cpu->s.rflags);
+    cpu->host.mode = unit->mode;
+    ((enter_code *)(uintptr_t)r->enter)(cpu, unit->enter);
+    cpu->s.rflags = flags_join(cpu->s.rflags, cpu->host.flags);
+
+    *out = (struct x86_unit_exit) {0};
+    memcpy(&site, cpu->host.site, sizeof site);
+    if (site.kind == SITE_RESUME || site.kind == SITE_LINK)
+        cpu->s.rip = cpu->host.page_base + (uint64_t)(int64_t)site.offset;
+    if (site.kind == SITE_LINK) {
+        out->link = x86_writable(tr, cpu->host.site) + site.link;
+        out->host_flags = site.host_flags;
+        out->from = site.unit;
+    }
+    out->lookup = site.kind == SITE_LOOKUP;
+}
+
+/* --- the jump cache --- */
+
+static unsigned jump_index(uint64_t rip)
+{
+    uint32_t low = (uint32_t)rip;
+    return (low >> (X86_JUMP_BITS - 2) ^ low) & (X86_JUMP_SIZE - 1);
+}
+
+/* Kernel code counts as mapped global, user code as not; what is otherwise is not noted. */
+static bool in_global_space(uint8_t mode)
+{
+    return x86_mode_mmu(mode) != X86_MMU_USER;
+}
+
+void x86_unit_choose_key(struct x86_translator *tr, struct x86_cpu *cpu, uint8_t mode)
+{
+    uint32_t space = in_global_space(mode) ? cpu->code_space_global : cpu->code_space;
+
+    for (unsigned i = 0; i < tr->known_count; i++) {
+        const struct x86_known_key *k = &tr->known[i];
+        if (k->mode == mode && k->space == space) {
+            cpu->host.jump_now = k->key;
+            return;
+        }
+    }
+    unsigned n = tr->known_count < X86_KNOWN_KEYS ? tr->known_count++
+                                                  : (unsigned)(tr->last_key / 2 % X86_KNOWN_KEYS);
+    tr->last_key += 2;
+    tr->known[n] = (struct x86_known_key) {.key = tr->last_key, .space = space, .mode = mode};
+    cpu->host.jump_now = tr->last_key;
+}
+
+void x86_unit_note(struct x86_cpu *cpu, const struct x86_unit *unit)
+{
+    uint64_t rip = cpu->s.rip;
+    unsigned i = jump_index(rip);
+
+    if (x86_tlb_note_code(cpu, rip) != in_global_space(unit->mode))
+        return;
+    cpu->host.jump_rip[i] = rip;
+    cpu->host.jump_key[i] = cpu->host.jump_now;
+    cpu->host.jump_entry[i] = (uintptr_t)unit->enter;
+}
