@@ -113,137 +113,106 @@ static bool use_operands(struct x86_source *s)
 
 /* --- kinds --- */
 
+/* By mnemonic; 0 is KIND_HANDLER. What depends on the form is decided in kind_of. */
+static const uint8_t kinds[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
+    [ZYDIS_MNEMONIC_ADD] = KIND_GENERIC,     [ZYDIS_MNEMONIC_ADC] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_SUB] = KIND_GENERIC,     [ZYDIS_MNEMONIC_SBB] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_AND] = KIND_GENERIC,     [ZYDIS_MNEMONIC_OR] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_XOR] = KIND_GENERIC,     [ZYDIS_MNEMONIC_CMP] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_TEST] = KIND_GENERIC,    [ZYDIS_MNEMONIC_XCHG] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_MOV] = KIND_GENERIC,     [ZYDIS_MNEMONIC_BT] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_BTS] = KIND_GENERIC,     [ZYDIS_MNEMONIC_BTR] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_BTC] = KIND_GENERIC,     [ZYDIS_MNEMONIC_MOVZX] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_MOVSX] = KIND_GENERIC,   [ZYDIS_MNEMONIC_MOVSXD] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_INC] = KIND_GENERIC,     [ZYDIS_MNEMONIC_DEC] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_NEG] = KIND_GENERIC,     [ZYDIS_MNEMONIC_NOT] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_SHL] = KIND_GENERIC,     [ZYDIS_MNEMONIC_SHR] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_SAR] = KIND_GENERIC,     [ZYDIS_MNEMONIC_ROL] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_ROR] = KIND_GENERIC,     [ZYDIS_MNEMONIC_RCL] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_RCR] = KIND_GENERIC,     [ZYDIS_MNEMONIC_SHLD] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_SHRD] = KIND_GENERIC,    [ZYDIS_MNEMONIC_IMUL] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_MUL] = KIND_GENERIC,     [ZYDIS_MNEMONIC_BSF] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_BSR] = KIND_GENERIC,     [ZYDIS_MNEMONIC_TZCNT] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_LZCNT] = KIND_GENERIC,   [ZYDIS_MNEMONIC_POPCNT] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_ANDN] = KIND_GENERIC,    [ZYDIS_MNEMONIC_BEXTR] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_BLSI] = KIND_GENERIC,    [ZYDIS_MNEMONIC_BLSMSK] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_BLSR] = KIND_GENERIC,    [ZYDIS_MNEMONIC_BZHI] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_PDEP] = KIND_GENERIC,    [ZYDIS_MNEMONIC_PEXT] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_RORX] = KIND_GENERIC,    [ZYDIS_MNEMONIC_SARX] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_SHLX] = KIND_GENERIC,    [ZYDIS_MNEMONIC_SHRX] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_MULX] = KIND_GENERIC,    [ZYDIS_MNEMONIC_ADCX] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_ADOX] = KIND_GENERIC,    [ZYDIS_MNEMONIC_MOVBE] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_CRC32] = KIND_GENERIC,   [ZYDIS_MNEMONIC_XADD] = KIND_GENERIC,
+    [ZYDIS_MNEMONIC_CMPXCHG] = KIND_GENERIC, [ZYDIS_MNEMONIC_CBW] = KIND_IMPLICIT,
+    [ZYDIS_MNEMONIC_CWDE] = KIND_IMPLICIT,   [ZYDIS_MNEMONIC_CDQE] = KIND_IMPLICIT,
+    [ZYDIS_MNEMONIC_CWD] = KIND_IMPLICIT,    [ZYDIS_MNEMONIC_CDQ] = KIND_IMPLICIT,
+    [ZYDIS_MNEMONIC_CQO] = KIND_IMPLICIT,    [ZYDIS_MNEMONIC_CLC] = KIND_IMPLICIT,
+    [ZYDIS_MNEMONIC_STC] = KIND_IMPLICIT,    [ZYDIS_MNEMONIC_CMC] = KIND_IMPLICIT,
+    [ZYDIS_MNEMONIC_LFENCE] = KIND_IMPLICIT, [ZYDIS_MNEMONIC_MFENCE] = KIND_IMPLICIT,
+    [ZYDIS_MNEMONIC_SFENCE] = KIND_IMPLICIT, [ZYDIS_MNEMONIC_NOP] = KIND_NOP,
+    [ZYDIS_MNEMONIC_ENDBR64] = KIND_NOP,     [ZYDIS_MNEMONIC_PREFETCHNTA] = KIND_NOP,
+    [ZYDIS_MNEMONIC_PREFETCHT0] = KIND_NOP,  [ZYDIS_MNEMONIC_PREFETCHT1] = KIND_NOP,
+    [ZYDIS_MNEMONIC_PREFETCHT2] = KIND_NOP,  [ZYDIS_MNEMONIC_PREFETCHW] = KIND_NOP,
+    [ZYDIS_MNEMONIC_DIV] = KIND_DIV,         [ZYDIS_MNEMONIC_IDIV] = KIND_DIV,
+    [ZYDIS_MNEMONIC_BSWAP] = KIND_BSWAP,     [ZYDIS_MNEMONIC_LEA] = KIND_LEA,
+    [ZYDIS_MNEMONIC_PUSH] = KIND_PUSH,       [ZYDIS_MNEMONIC_POP] = KIND_POP,
+    [ZYDIS_MNEMONIC_LEAVE] = KIND_LEAVE,     [ZYDIS_MNEMONIC_JMP] = KIND_JMP,
+    [ZYDIS_MNEMONIC_CALL] = KIND_CALL,       [ZYDIS_MNEMONIC_RET] = KIND_RET,
+};
+
+static uint8_t kind_of_mov(const ZydisDecodedInstruction *z)
+{
+    if (z->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT)
+        return KIND_HANDLER; /* control and debug registers */
+    if (z->opcode >= 0xb0 && z->opcode <= 0xbf)
+        return KIND_MOV_IMM;
+    bool segment = z->opcode == 0x8c || z->opcode == 0x8e;
+    return z->attributes & ZYDIS_ATTRIB_HAS_MODRM && !segment ? KIND_GENERIC : KIND_HANDLER;
+}
+
+static uint8_t kind_by_category(const ZydisDecodedInstruction *z)
+{
+    switch (z->meta.category) {
+    case ZYDIS_CATEGORY_CMOV:
+    case ZYDIS_CATEGORY_SETCC:
+        return KIND_GENERIC;
+    case ZYDIS_CATEGORY_COND_BR:
+        return z->opcode >= 0xe0 && z->opcode <= 0xe3 ? KIND_HANDLER : KIND_JCC;
+    default:
+        return KIND_HANDLER;
+    }
+}
+
 static uint8_t kind_of(const ZydisDecodedInstruction *z)
 {
+    uint8_t kind = kinds[z->mnemonic];
+    bool modrm = z->attributes & ZYDIS_ATTRIB_HAS_MODRM;
+
     switch (z->mnemonic) {
-    case ZYDIS_MNEMONIC_ADD:
-    case ZYDIS_MNEMONIC_ADC:
-    case ZYDIS_MNEMONIC_SUB:
-    case ZYDIS_MNEMONIC_SBB:
-    case ZYDIS_MNEMONIC_AND:
-    case ZYDIS_MNEMONIC_OR:
-    case ZYDIS_MNEMONIC_XOR:
-    case ZYDIS_MNEMONIC_CMP:
-    case ZYDIS_MNEMONIC_TEST:
-        return z->attributes & ZYDIS_ATTRIB_HAS_MODRM ? KIND_GENERIC : KIND_ACCUMULATOR;
     case ZYDIS_MNEMONIC_MOV:
-        if (z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && z->opcode >= 0xb0 && z->opcode <= 0xbf)
-            return KIND_MOV_IMM;
-        return z->attributes & ZYDIS_ATTRIB_HAS_MODRM &&
-                       z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && z->opcode != 0x8c &&
-                       z->opcode != 0x8e
-                   ? KIND_GENERIC
-                   : KIND_HANDLER;
-    case ZYDIS_MNEMONIC_MOVZX:
-    case ZYDIS_MNEMONIC_MOVSX:
-    case ZYDIS_MNEMONIC_MOVSXD:
-    case ZYDIS_MNEMONIC_INC:
-    case ZYDIS_MNEMONIC_DEC:
-    case ZYDIS_MNEMONIC_NEG:
-    case ZYDIS_MNEMONIC_NOT:
-    case ZYDIS_MNEMONIC_SHL:
-    case ZYDIS_MNEMONIC_SHR:
-    case ZYDIS_MNEMONIC_SAR:
-    case ZYDIS_MNEMONIC_ROL:
-    case ZYDIS_MNEMONIC_ROR:
-    case ZYDIS_MNEMONIC_RCL:
-    case ZYDIS_MNEMONIC_RCR:
-    case ZYDIS_MNEMONIC_SHLD:
-    case ZYDIS_MNEMONIC_SHRD:
-    case ZYDIS_MNEMONIC_IMUL:
-    case ZYDIS_MNEMONIC_MUL:
-    case ZYDIS_MNEMONIC_BSF:
-    case ZYDIS_MNEMONIC_BSR:
-    case ZYDIS_MNEMONIC_TZCNT:
-    case ZYDIS_MNEMONIC_LZCNT:
-    case ZYDIS_MNEMONIC_POPCNT:
-    case ZYDIS_MNEMONIC_ANDN:
-    case ZYDIS_MNEMONIC_BEXTR:
-    case ZYDIS_MNEMONIC_BLSI:
-    case ZYDIS_MNEMONIC_BLSMSK:
-    case ZYDIS_MNEMONIC_BLSR:
-    case ZYDIS_MNEMONIC_BZHI:
-    case ZYDIS_MNEMONIC_PDEP:
-    case ZYDIS_MNEMONIC_PEXT:
-    case ZYDIS_MNEMONIC_RORX:
-    case ZYDIS_MNEMONIC_SARX:
-    case ZYDIS_MNEMONIC_SHLX:
-    case ZYDIS_MNEMONIC_SHRX:
-    case ZYDIS_MNEMONIC_MULX:
-    case ZYDIS_MNEMONIC_ADCX:
-    case ZYDIS_MNEMONIC_ADOX:
-    case ZYDIS_MNEMONIC_MOVBE:
-    case ZYDIS_MNEMONIC_CRC32:
-    case ZYDIS_MNEMONIC_XADD:
-    case ZYDIS_MNEMONIC_CMPXCHG:
-        return KIND_GENERIC;
+        return kind_of_mov(z);
     case ZYDIS_MNEMONIC_XCHG:
-        return z->attributes & ZYDIS_ATTRIB_HAS_MODRM ? KIND_GENERIC : KIND_XCHG_RAX;
+        return modrm ? KIND_GENERIC : KIND_XCHG_RAX;
     case ZYDIS_MNEMONIC_BT:
     case ZYDIS_MNEMONIC_BTS:
     case ZYDIS_MNEMONIC_BTR:
     case ZYDIS_MNEMONIC_BTC:
         /* With a register as bit number, the memory operand's address depends on it. */
         return z->raw.modrm.mod == 3 || z->opcode == 0xba ? KIND_GENERIC : KIND_HANDLER;
-    case ZYDIS_MNEMONIC_BSWAP:
-        return KIND_BSWAP;
-    case ZYDIS_MNEMONIC_CBW:
-    case ZYDIS_MNEMONIC_CWDE:
-    case ZYDIS_MNEMONIC_CDQE:
-    case ZYDIS_MNEMONIC_CWD:
-    case ZYDIS_MNEMONIC_CDQ:
-    case ZYDIS_MNEMONIC_CQO:
-    case ZYDIS_MNEMONIC_CLC:
-    case ZYDIS_MNEMONIC_STC:
-    case ZYDIS_MNEMONIC_CMC:
-        return KIND_IMPLICIT;
-    case ZYDIS_MNEMONIC_LEA:
-        return KIND_LEA;
-    case ZYDIS_MNEMONIC_DIV:
-    case ZYDIS_MNEMONIC_IDIV:
-        return KIND_DIV;
-    case ZYDIS_MNEMONIC_NOP:
-    case ZYDIS_MNEMONIC_ENDBR64:
-    case ZYDIS_MNEMONIC_PREFETCHNTA:
-    case ZYDIS_MNEMONIC_PREFETCHT0:
-    case ZYDIS_MNEMONIC_PREFETCHT1:
-    case ZYDIS_MNEMONIC_PREFETCHT2:
-    case ZYDIS_MNEMONIC_PREFETCHW:
-        return KIND_NOP;
-    case ZYDIS_MNEMONIC_LFENCE:
-    case ZYDIS_MNEMONIC_MFENCE:
-    case ZYDIS_MNEMONIC_SFENCE:
-        return KIND_IMPLICIT;
-    case ZYDIS_MNEMONIC_PUSH:
-        return KIND_PUSH;
-    case ZYDIS_MNEMONIC_POP:
-        return KIND_POP;
-    case ZYDIS_MNEMONIC_LEAVE:
-        return KIND_LEAVE;
     case ZYDIS_MNEMONIC_JMP:
-        return z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ? KIND_HANDLER
-               : z->attributes & ZYDIS_ATTRIB_HAS_MODRM     ? KIND_JMP_INDIRECT
-                                                            : KIND_JMP;
     case ZYDIS_MNEMONIC_CALL:
-        return z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ? KIND_HANDLER
-               : z->attributes & ZYDIS_ATTRIB_HAS_MODRM     ? KIND_CALL_INDIRECT
-                                                            : KIND_CALL;
     case ZYDIS_MNEMONIC_RET:
-        return z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ? KIND_HANDLER : KIND_RET;
+        if (z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
+            return KIND_HANDLER;
+        if (z->mnemonic == ZYDIS_MNEMONIC_RET || !modrm)
+            return kind;
+        return z->mnemonic == ZYDIS_MNEMONIC_JMP ? KIND_JMP_INDIRECT : KIND_CALL_INDIRECT;
     default:
         break;
     }
-    switch (z->meta.category) {
-    case ZYDIS_CATEGORY_CMOV:
-    case ZYDIS_CATEGORY_SETCC:
-        return KIND_GENERIC;
-    case ZYDIS_CATEGORY_COND_BR:
-        return z->opcode == 0xe0 || z->opcode == 0xe1 || z->opcode == 0xe2 || z->opcode == 0xe3
-                   ? KIND_HANDLER
-                   : KIND_JCC;
-    default:
-        return KIND_HANDLER;
-    }
+    if (kind == KIND_GENERIC && !modrm)
+        return KIND_ACCUMULATOR;
+    return kind ? kind : kind_by_category(z);
 }
 
 /* A count in CL may be 0, and then no flag changes; an immediate one is known. */
