@@ -107,6 +107,14 @@ struct x86_tlb_page {
 };
 _Static_assert(sizeof(struct x86_tlb_page) == 32, "two in a cache line");
 
+/*
+ * What walks leave behind, as such a page with la its region's address: host is the host address of
+ * the page table that maps the region, and the rights are those of the levels above; or host is
+ * NULL and the region lies in a large page at gpa. `space` is a space's `tables`.
+ */
+#define X86_TLB_REGION_SHIFT 21u
+#define X86_TLB_REGIONS      256u
+
 /* The spaces: the global translations, and those of each PCID that was used lately. */
 #define X86_TLB_GLOBAL       0u
 #define X86_TLB_SPACES       9u
@@ -114,6 +122,7 @@ _Static_assert(sizeof(struct x86_tlb_page) == 32, "two in a cache line");
 
 struct x86_tlb_space {
     uint32_t number; /* in the second level; 0: the space is free */
+    uint32_t tables; /* of the regions */
     uint32_t code;   /* what code_space is while this space is the present one */
     uint16_t pcid;
     bool noted;                            /* some page of code, since `code` began */
@@ -138,6 +147,7 @@ struct x86_tlb_book {
     uint64_t switches;
     struct x86_tlb_space space[X86_TLB_SPACES];
     uint8_t turn[X86_TLB_SETS]; /* the way that is replaced next */
+    struct x86_tlb_page region[X86_TLB_REGIONS];
     _Alignas(64) struct x86_tlb_page second[X86_TLB_SETS][X86_TLB_WAYS];
 };
 

@@ -5,6 +5,8 @@
  */
 #include "x86/paging.h"
 
+#include "x86/tlb.h"
+
 #define LEVELS_MAX 4
 
 /* The shape of a paging mode. */
@@ -20,7 +22,9 @@ struct walk {
     struct {
         uint64_t gpa, value;
     } entry[LEVELS_MAX];
-    unsigned depth; /* entries read */
+    unsigned depth;            /* entries read */
+    struct x86_tlb_page above; /* user, write, exec of all levels above the last one read */
+    uint8_t *table;            /* host address of the last table, NULL when it is not RAM */
 };
 
 static struct shape paging_shape(const struct x86_cpu *cpu)
@@ -34,17 +38,21 @@ static struct shape paging_shape(const struct x86_cpu *cpu)
 
 /* --- reading and changing one entry --- */
 
-static uint64_t entry_read(struct x86_cpu *cpu, uint64_t at, unsigned size)
+static uint64_t entry_load(const uint8_t *at, unsigned size)
+{
+    if (size == 4)
+        return __atomic_load_n((const uint32_t *)(const void *)at, __ATOMIC_RELAXED);
+    return __atomic_load_n((const uint64_t *)(const void *)at, __ATOMIC_RELAXED);
+}
+
+static uint64_t entry_read(struct x86_cpu *cpu, uint64_t at, unsigned size, uint8_t **table)
 {
     bool writable = false;
-    const uint8_t *page = cpu->ops->page(cpu->context, gpa(at & PAGE_MASK), &writable);
 
-    if (!page)
+    *table = cpu->ops->page(cpu->context, gpa(at & PAGE_MASK), &writable);
+    if (!*table)
         return cpu->ops->mmio_read(cpu->context, gpa(at), size);
-    page += at & ~PAGE_MASK;
-    if (size == 4)
-        return __atomic_load_n((const uint32_t *)(const void *)page, __ATOMIC_RELAXED);
-    return __atomic_load_n((const uint64_t *)(const void *)page, __ATOMIC_RELAXED);
+    return entry_load(*table + (at & ~PAGE_MASK), size);
 }
 
 static bool swap(uint8_t *at, unsigned size, uint64_t old, uint64_t value)
@@ -126,6 +134,23 @@ static uint64_t leaf_address(const struct shape *shape, unsigned shift, uint64_t
     return frame | (la & (BIT(shift) - 1) & PAGE_MASK);
 }
 
+static void add_rights(const struct shape *shape, uint64_t value, struct x86_tlb_page *page)
+{
+    page->user &= !!(value & X86_PTE_U);
+    page->write &= !!(value & X86_PTE_W);
+    if (shape->entry_size == 8)
+        page->exec &= !(value & X86_PTE_NX);
+}
+
+static void add_leaf(const struct x86_cpu *cpu, const struct shape *shape, unsigned shift,
+                     uint64_t value, struct x86_tlb_page *page)
+{
+    page->gpa = leaf_address(shape, shift, value, page->la);
+    page->page_shift = (uint8_t)shift;
+    page->global = (value & X86_PTE_G) && (cpu->s.cr4 & X86_CR4_PGE);
+    page->dirty = value & X86_PTE_D;
+}
+
 /* Reads entries down to the leaf. False, with the P and RSVD bits of the error code. */
 static bool walk_down(struct x86_cpu *cpu, uint64_t la, struct walk *w, struct x86_mapping *out)
 {
@@ -145,7 +170,7 @@ static bool walk_down(struct x86_cpu *cpu, uint64_t la, struct walk *w, struct x
         shift -= shape->index_bits;
         uint64_t index = la >> shift & (BIT(shape->index_bits) - 1);
         uint64_t at = table + index * shape->entry_size;
-        uint64_t value = entry_read(cpu, at, shape->entry_size);
+        uint64_t value = entry_read(cpu, at, shape->entry_size, &w->table);
         bool leaf = entry_is_leaf(cpu, shape, shift, value);
 
         w->entry[w->depth].gpa = at;
@@ -156,15 +181,10 @@ static bool walk_down(struct x86_cpu *cpu, uint64_t la, struct walk *w, struct x
         out->error = X86_PFERR_P | X86_PFERR_RSVD;
         if (value & reserved_bits(cpu, shape, shift, leaf))
             return false;
-        out->page.user &= !!(value & X86_PTE_U);
-        out->page.write &= !!(value & X86_PTE_W);
-        if (shape->entry_size == 8)
-            out->page.exec &= !(value & X86_PTE_NX);
+        w->above = out->page;
+        add_rights(shape, value, &out->page);
         if (leaf) {
-            out->page.gpa = leaf_address(shape, shift, value, la);
-            out->page.page_shift = (uint8_t)shift;
-            out->page.global = (value & X86_PTE_G) && (cpu->s.cr4 & X86_CR4_PGE);
-            out->page.dirty = value & X86_PTE_D;
+            add_leaf(cpu, shape, shift, value, &out->page);
             return true;
         }
         table = value & bits_between(12, shape->entry_size == 8 ? 51 : 31);
@@ -212,6 +232,57 @@ static bool walk_commit(struct x86_cpu *cpu, const struct walk *w, enum x86_acce
     return true;
 }
 
+/* --- shortcuts --- */
+
+/* The last entry, below a table that is known. False: not there, or not as simple as that. */
+static bool read_leaf(const struct x86_cpu *cpu, const struct shape *shape, const uint8_t *table,
+                      enum x86_access access, struct x86_tlb_page *page)
+{
+    uint64_t index = page->la >> PAGE_SHIFT & (BIT(shape->index_bits) - 1);
+    uint64_t value = entry_load(table + index * shape->entry_size, shape->entry_size);
+    uint64_t needed = X86_PTE_P | X86_PTE_A | (access == X86_WRITE ? X86_PTE_D : 0);
+
+    if ((value & needed) != needed || (value & reserved_bits(cpu, shape, PAGE_SHIFT, true)))
+        return false;
+    add_rights(shape, value, page);
+    add_leaf(cpu, shape, PAGE_SHIFT, value, page);
+    return true;
+}
+
+/*
+ * The walk from what an earlier one left behind, when it has no bit to set. A fault is never found
+ * here: it would not be the tables' fault, but ours.
+ */
+static bool walk_short(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
+                       struct x86_tlb_page *out)
+{
+    const struct x86_tlb_page *region = x86_tlb_region_find(cpu, la);
+
+    if (!region)
+        return false;
+    *out = *region;
+    out->la = la & PAGE_MASK;
+    if (region->host) {
+        struct shape shape = paging_shape(cpu);
+        if (!read_leaf(cpu, &shape, region->host, access, out))
+            return false;
+    } else {
+        out->gpa |= out->la & (BIT(X86_TLB_REGION_SHIFT) - 1);
+        if (access == X86_WRITE && !out->dirty)
+            return false;
+    }
+    return x86_paging_allows(cpu, out, access, mmu);
+}
+
+static void leave_behind(struct x86_cpu *cpu, const struct walk *w, const struct x86_tlb_page *page)
+{
+    struct x86_tlb_page region = page->page_shift == PAGE_SHIFT ? w->above : *page;
+
+    region.host = page->page_shift == PAGE_SHIFT ? w->table : NULL;
+    if (region.host || page->page_shift > PAGE_SHIFT)
+        x86_tlb_region_insert(cpu, page->la, &region);
+}
+
 bool x86_paging_walk(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
                      bool commit, struct x86_mapping *out)
 {
@@ -225,6 +296,8 @@ bool x86_paging_walk(struct x86_cpu *cpu, uint64_t la, enum x86_access access, e
                                            .dirty = true};
         return true;
     }
+    if (commit && walk_short(cpu, la, access, mmu, &out->page))
+        return true;
     out->page = (struct x86_tlb_page) {.la = la & PAGE_MASK};
     struct walk w = {.shape = paging_shape(cpu)};
     do {
@@ -238,6 +311,8 @@ bool x86_paging_walk(struct x86_cpu *cpu, uint64_t la, enum x86_access access, e
     } while (commit && !walk_commit(cpu, &w, access));
     if (access == X86_WRITE)
         out->page.dirty = true;
+    if (commit)
+        leave_behind(cpu, &w, &out->page);
     return true;
 }
 
@@ -247,9 +322,10 @@ bool x86_paging_load_pdptrs(struct x86_cpu *cpu, uint64_t cr3)
     uint64_t reserved =
         BIT(1) | BIT(2) | bits_between(5, 8) | bits_between(cpu->cpuid->physical_address_bits, 63);
     uint64_t pdptr[4];
+    uint8_t *table;
 
     for (unsigned i = 0; i < 4; i++) {
-        pdptr[i] = entry_read(cpu, (cr3 & 0xffffffe0) + i * 8, 8);
+        pdptr[i] = entry_read(cpu, (cr3 & 0xffffffe0) + i * 8, 8, &table);
         if ((pdptr[i] & X86_PTE_P) && (pdptr[i] & reserved))
             return false;
     }

@@ -203,6 +203,7 @@ void x86_tlb_flush_page(struct x86_cpu *cpu, uint64_t la)
     }
     la &= PAGE_MASK;
     x86_tlb_second_drop(cpu, la);
+    x86_tlb_spaces_forget_tables(cpu);
     x86_tlb_space_forget_page(cpu, x86_tlb_space_present(cpu), la);
     x86_tlb_space_forget_page(cpu, x86_tlb_space_global(cpu), la);
     for (unsigned m = 0; m < X86_MMU_COUNT; m++) {

@@ -45,6 +45,14 @@ void x86_tlb_second_clear(struct x86_cpu *cpu);
 /* No page may be written directly until it is asked for again. */
 void x86_tlb_second_revoke(struct x86_cpu *cpu);
 
+/* --- tlb_region.c: shortcuts for the walk --- */
+
+/* What is known of the 2 MiB around la, or NULL. */
+const struct x86_tlb_page *x86_tlb_region_find(struct x86_cpu *cpu, uint64_t la);
+/* la and space of *region are set here, and gpa becomes the region's. */
+void x86_tlb_region_insert(struct x86_cpu *cpu, uint64_t la, const struct x86_tlb_page *region);
+void x86_tlb_region_clear(struct x86_cpu *cpu);
+
 /* --- tlb_space.c: address spaces and their numbers --- */
 
 void x86_tlb_spaces_init(struct x86_cpu *cpu);
@@ -56,6 +64,8 @@ void x86_tlb_spaces_reset(struct x86_cpu *cpu);
 struct x86_tlb_space *x86_tlb_space_of(struct x86_cpu *cpu, unsigned pcid);
 /* Makes the space of CR3 and CR4 the present one. True: something may be known of it. */
 bool x86_tlb_space_enter(struct x86_cpu *cpu);
+/* What walks left behind is gone, of the present space and of global pages. */
+void x86_tlb_spaces_forget_tables(struct x86_cpu *cpu);
 /* The translation of la is taken away: the code numbers change if it was noted. */
 void x86_tlb_space_forget_page(struct x86_cpu *cpu, struct x86_tlb_space *space, uint64_t la);
 

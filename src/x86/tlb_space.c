@@ -32,11 +32,13 @@ static void wrap(struct x86_cpu *cpu)
     struct x86_tlb_book *book = &cpu->book;
 
     x86_tlb_second_clear(cpu);
+    x86_tlb_region_clear(cpu);
     for (unsigned i = 0; i < X86_TLB_SPACES; i++) {
         forget_notes(&book->space[i]);
         book->space[i].number = 0;
         if (i == X86_TLB_GLOBAL || i == book->present) {
             book->space[i].number = ++book->last_number;
+            book->space[i].tables = ++book->last_number;
             book->space[i].code = ++book->last_number;
         }
     }
@@ -66,7 +68,14 @@ static void renew_code(struct x86_cpu *cpu, struct x86_tlb_space *space)
 void x86_tlb_space_renew(struct x86_cpu *cpu, struct x86_tlb_space *space)
 {
     space->number = fresh(cpu);
+    space->tables = fresh(cpu);
     renew_code(cpu, space);
+}
+
+void x86_tlb_spaces_forget_tables(struct x86_cpu *cpu)
+{
+    x86_tlb_space_present(cpu)->tables = fresh(cpu);
+    x86_tlb_space_global(cpu)->tables = fresh(cpu);
 }
 
 /* --- PCIDs --- */
@@ -81,6 +90,7 @@ void x86_tlb_spaces_init(struct x86_cpu *cpu)
     cpu->book.present = 1;
     for (unsigned i = 0; i < 2; i++) {
         cpu->book.space[i].number = fresh(cpu);
+        cpu->book.space[i].tables = fresh(cpu);
         cpu->book.space[i].code = fresh(cpu);
     }
     publish(cpu);
@@ -118,6 +128,7 @@ static struct x86_tlb_space *take_space(struct x86_cpu *cpu, uint16_t pcid)
     }
     forget_notes(best);
     best->number = fresh(cpu);
+    best->tables = fresh(cpu);
     best->code = fresh(cpu);
     best->pcid = pcid;
     return best;

@@ -311,6 +311,101 @@ static void test_kept_entry_is_writable_at_once(void **state)
     assert_int_equal(x86_tlb_slot(&r->cpu, LA, (enum x86_mmu)r->cpu.mmu)->write, LA);
 }
 
+/* --- shortcuts of the walk --- */
+
+#define OTHER_TABLE 0x180000u
+
+/* Space 1 after a walk; its PD then names another table, which shows page 0x100 + index. */
+static void begin_with_moved_table(struct rig *r)
+{
+    begin(r);
+    go(r, 1, 0);
+    see(r);
+    for (unsigned i = 0; i < 512; i++)
+        put64(r, OTHER_TABLE + i * 8, (PAGES + 0x2000 * 10) | 7);
+    put64(r, tables_of(1) + 0x2000 + (LA >> 21 & 511) * 8, OTHER_TABLE | 7);
+}
+
+/* SDM vol. 3 section 4.10.4.1: each of these drops what is known of page tables, all of it. */
+static void test_invalidations_drop_tables(void **state)
+{
+    struct rig *r = *state;
+
+    for (unsigned i = 0; i < 6; i++) {
+        begin_with_moved_table(r);
+        if (i == 0)
+            invlpg(r, 0x5000);
+        else if (i == 1)
+            go(r, 1, 0);
+        else if (i < 5)
+            invpcid(r, i - 2, 1, 0x5000);
+        else
+            x86_tlb_flush(&r->cpu, false);
+        assert_int_equal(x86_load(&r->cpu, LA + 0x2000, 4), 10);
+    }
+}
+
+/* A table of one PCID is not looked at for another. */
+static void test_tables_are_of_one_pcid(void **state)
+{
+    struct rig *r = *state;
+
+    begin(r);
+    for (unsigned n = 1; n < 4; n++) {
+        put64(r, tables_of(n) + 0x3000 + (LA >> 12 & 511) * 8 + 8, (PAGES + n * 0x2000) | 7);
+        go(r, n, 0);
+        see(r);
+    }
+    for (unsigned n = 1; n < 4; n++) {
+        go(r, n, KEEP);
+        assert_int_equal(x86_load(&r->cpu, LA + 0x1000, 4), n);
+    }
+}
+
+/* Rights that were given, without an invalidation, are found before there is a fault. */
+static void test_no_fault_comes_from_a_shortcut(void **state)
+{
+    struct rig *r = *state;
+    uint64_t pde = tables_of(1) + 0x2000 + (LA >> 21 & 511) * 8;
+
+    begin(r);
+    r->cpu.s.cr0 |= X86_CR0_WP;
+    put64(r, pde, (tables_of(1) + 0x3000) | 5);
+    go(r, 1, 0);
+    see(r);
+    assert_int_equal(RIG_TRY(r, x86_store(&r->cpu, LA, 4, 1)), X86_PF_FAULT);
+    put64(r, pde, (tables_of(1) + 0x3000) | 7);
+    assert_int_equal(RIG_TRY(r, x86_store(&r->cpu, LA, 4, 1)), -1);
+
+    put64(r, RIG_PML4 + 0x2010, 0x000085); /* the same with a large page */
+    x86_load(&r->cpu, 0x401000, 4);
+    assert_int_equal(RIG_TRY(r, x86_store(&r->cpu, 0x402000, 4, 1)), X86_PF_FAULT);
+    put64(r, RIG_PML4 + 0x2010, 0x000087);
+    assert_int_equal(RIG_TRY(r, x86_store(&r->cpu, 0x402000, 4, 1)), -1);
+}
+
+static void test_bits_are_set_below_a_shortcut(void **state)
+{
+    struct rig *r = *state;
+    uint64_t pte = tables_of(1) + 0x3000 + (LA >> 12 & 511) * 8;
+
+    begin(r);
+    put64(r, pte + 8, PAGES | 7);
+    put64(r, pte + 16, PAGES | 7);
+    go(r, 1, 0);
+    see(r);
+    x86_load(&r->cpu, LA + 0x1000, 4);
+    assert_int_equal(get64(r, pte + 8), PAGES | 7 | X86_PTE_A);
+    x86_store(&r->cpu, LA + 0x2000, 4, 1);
+    assert_int_equal(get64(r, pte + 16), PAGES | 7 | X86_PTE_A | X86_PTE_D);
+
+    put64(r, RIG_PML4 + 0x2010, 0x000087);
+    x86_load(&r->cpu, 0x401000, 4);
+    assert_int_equal(get64(r, RIG_PML4 + 0x2010), 0x000087 | X86_PTE_A);
+    x86_store(&r->cpu, 0x402000, 4, 1);
+    assert_int_equal(get64(r, RIG_PML4 + 0x2010), 0x000087 | X86_PTE_A | X86_PTE_D);
+}
+
 /* --- the numbers of code --- */
 
 /* As the translator does: the page is executed, then noted. */
@@ -478,6 +573,10 @@ int main(void)
         RIG_TEST(test_flush_takes_all),
         RIG_TEST(test_write_protection_reaches_kept_entries),
         RIG_TEST(test_kept_entry_is_writable_at_once),
+        RIG_TEST(test_invalidations_drop_tables),
+        RIG_TEST(test_tables_are_of_one_pcid),
+        RIG_TEST(test_no_fault_comes_from_a_shortcut),
+        RIG_TEST(test_bits_are_set_below_a_shortcut),
         RIG_TEST(test_code_number_returns_with_its_pcid),
         RIG_TEST(test_code_number_is_never_anothers),
         RIG_TEST(test_code_numbers_and_invlpg),
