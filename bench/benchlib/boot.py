@@ -16,9 +16,11 @@ def sample(program, shape, seconds):
         with machines.Running(program.command(shape, stats), program.kernel_marker) as running:
             running.read_until(machines.INIT_MARKER, seconds)
             marker = running.seconds()
+            processor_ns = running.processor_ns()
             overhead = memory.overhead_bytes(running.pid, shape.ram_bytes)
             running.stop()
-        result = {"start_to_init_s": marker, "overhead_mib": overhead / (1 << 20)}
+        result = {"start_to_init_s": marker, "processor_s": processor_ns / 1e9,
+                  "overhead_mib": overhead / (1 << 20)}
         first_ns = program.first_instruction_ns(stats)
         if first_ns is not None:
             result["first_instruction_ms"] = first_ns / 1e6
@@ -53,7 +55,8 @@ def show(samples):
 def run(arguments):
     """The benchmark. Returns what --json writes."""
     shape = shape_of(arguments.kernel, arguments.cpus, arguments.memory)
-    programs = [machines.Parat(arguments.program, arguments.parat_options), machines.Qemu()]
+    programs = [machines.Parat(arguments.program, arguments.engine, arguments.parat_options),
+                machines.Qemu()]
     for program in programs:
         program.check()
     samples = {program.name: [] for program in programs}

@@ -9,7 +9,7 @@ import time
 from . import machines
 
 _LINE = re.compile(r"parat-bench: (begin|end|failed) (\S+)\s*(.*)")
-_RESULT = re.compile(r"ns=(\d+) sum=([0-9a-f]+)")
+_RESULT = re.compile(r"ns=(\d+) processor=(\d+) sum=([0-9a-f]+)")
 _DONE = "parat-bench: done"
 # A clock is wrong if it differs from the host's by more than this share and this time.
 _CLOCK_SHARE, _CLOCK_NS = 0.1, 50e6
@@ -26,13 +26,19 @@ class Row:
 
 
 class Result:
-    """One pass of a row: nanoseconds, checksum and the host's nanoseconds; or why there is none."""
+    """One pass of a row, or why there is none.
 
-    def __init__(self, ns=None, checksum=None, host_ns=None, failure=None):
-        self.ns = ns
-        self.checksum = checksum
-        self.host_ns = host_ns
+    ns, processor_ns   by the clocks of the machine that ran it
+    host_ns, host_processor_ns   time on the host, and what the process used of its processors
+    checksum   of the results"""
+
+    def __init__(self, failure=None, **found):
         self.failure = failure
+        self.ns = found.get("ns")
+        self.processor_ns = found.get("processor_ns")
+        self.host_ns = found.get("host_ns")
+        self.host_processor_ns = found.get("host_processor_ns")
+        self.checksum = found.get("checksum")
 
     def clock_is_wrong(self):
         """Whether the machine's clock and the host's disagree."""
@@ -68,10 +74,10 @@ def run(start, names, boot_seconds, row_seconds):
 
 def _passes(running, boot_seconds, row_seconds):
     """(name, Result) from the console of one process."""
-    begun, seconds = 0, boot_seconds
+    begun, begun_processor, seconds = 0, 0, boot_seconds
     while True:
         line = running.read_until(b"\n", seconds).decode(errors="replace").strip()
-        now = time.monotonic_ns()
+        now, processor = time.monotonic_ns(), running.processor_ns()
         if _DONE in line:
             return
         found = _LINE.search(line)
@@ -81,8 +87,9 @@ def _passes(running, boot_seconds, row_seconds):
         seconds = row_seconds
         numbers = _RESULT.match(rest)
         if word == "begin":
-            begun = now
+            begun, begun_processor = now, processor
         elif word == "end" and numbers:
-            yield name, Result(int(numbers[1]), numbers[2], now - begun)
+            yield name, Result(ns=int(numbers[1]), processor_ns=int(numbers[2]), checksum=numbers[3],
+                               host_ns=now - begun, host_processor_ns=processor - begun_processor)
         else:
             yield name, Result(failure=f"{word} {rest}")

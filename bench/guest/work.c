@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -50,11 +51,21 @@ void work_text(char *text, size_t size)
     }
 }
 
-static uint64_t now_ns(void)
+static uint64_t now_ns(clockid_t clock)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
+}
+
+// The processor time of this process and of its children that have ended.
+static uint64_t processor_ns(void)
+{
+    struct rusage usage = {0};
+    getrusage(RUSAGE_CHILDREN, &usage);
+    uint64_t us = (uint64_t)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+    uint64_t s = (uint64_t)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec);
+    return now_ns(CLOCK_PROCESS_CPUTIME_ID) + s * 1000000000U + us * 1000U;
 }
 
 // In a child process. Returns its exit status.
@@ -67,15 +78,16 @@ static int run_pass(const struct work_row *row)
     }
     printf("parat-bench: begin %s\n", row->name);
     fflush(stdout);
-    uint64_t start = now_ns();
+    uint64_t processor = processor_ns(), start = now_ns(CLOCK_MONOTONIC);
     uint64_t sum = row->run(data, row->count);
-    uint64_t ns = now_ns() - start;
+    uint64_t ns = now_ns(CLOCK_MONOTONIC) - start;
+    processor = processor_ns() - processor;
     if (sum == WORK_FAILED) {
         printf("parat-bench: failed %s run\n", row->name);
         return 1;
     }
-    printf("parat-bench: end %s ns=%llu sum=%016llx\n", row->name, (unsigned long long)ns,
-           (unsigned long long)sum);
+    printf("parat-bench: end %s ns=%llu processor=%llu sum=%016llx\n", row->name,
+           (unsigned long long)ns, (unsigned long long)processor, (unsigned long long)sum);
     return 0;
 }
 

@@ -191,8 +191,8 @@ static uint64_t sqlite_run(void *data, uint64_t count)
 
 const struct work_row work_library_rows[] = {
     {"integer", "xz", "byte", 512U << 10, text_prepare, xz_run},
-    {"integer", "deflate", "byte", 2 * TEXT_SIZE, text_prepare, deflate_run},
-    {"integer", "inflate", "byte", 8 * TEXT_SIZE, inflate_prepare, inflate_run},
+    {"integer", "deflate", "byte", 4 * TEXT_SIZE, text_prepare, deflate_run},
+    {"integer", "inflate", "byte", 32 * TEXT_SIZE, inflate_prepare, inflate_run},
     {"integer", "lua", "round", 100, NULL, lua_run},
     {"integer", "sqlite", "row", 20000, sqlite_prepare, sqlite_run},
     {NULL, NULL, NULL, 0, NULL, NULL},

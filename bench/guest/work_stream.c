@@ -111,12 +111,12 @@ static uint64_t strlen_run(void *data, uint64_t count)
 }
 
 const struct work_row work_stream_rows[] = {
-    {"stream", "memcpy-64", "call", 5000000, areas_prepare, memcpy_64_run},
-    {"stream", "memcpy-16k", "call", 2000, areas_prepare, memcpy_16k_run},
-    {"stream", "memcpy-4m", "call", 50, areas_prepare, memcpy_4m_run},
-    {"stream", "memset-4m", "call", 30, areas_prepare, memset_4m_run},
-    {"stream", "rep-movs", "16KiB", 2000, areas_prepare, rep_movs_run},
-    {"stream", "rep-stos", "16KiB", 2000, areas_prepare, rep_stos_run},
-    {"stream", "strlen", "1KiB", 500000, string_prepare, strlen_run},
+    {"stream", "memcpy-64", "call", 10000000, areas_prepare, memcpy_64_run},
+    {"stream", "memcpy-16k", "call", 20000, areas_prepare, memcpy_16k_run},
+    {"stream", "memcpy-4m", "call", 200, areas_prepare, memcpy_4m_run},
+    {"stream", "memset-4m", "call", 60, areas_prepare, memset_4m_run},
+    {"stream", "rep-movs", "16KiB", 20000, areas_prepare, rep_movs_run},
+    {"stream", "rep-stos", "16KiB", 20000, areas_prepare, rep_stos_run},
+    {"stream", "strlen", "1KiB", 1500000, string_prepare, strlen_run},
     {NULL, NULL, NULL, 0, NULL, NULL},
 };

@@ -211,8 +211,8 @@ __attribute__((target("aes"))) static uint64_t aes_run(void *data, uint64_t coun
 const struct work_row work_vector_rows[] = {
     {"vector", "matrix", "product", 8, matrix_prepare, scalar_matrix_run},
     {"vector", "matrix-avx2", "product", 20, avx2_matrix_prepare, avx2_matrix_run},
-    {"vector", "nbody", "step", 200000, nbody_prepare, nbody_run},
-    {"vector", "integer-avx2", "4KiB", 20000, avx2_integer_prepare, avx2_integer_run},
+    {"vector", "nbody", "step", 400000, nbody_prepare, nbody_run},
+    {"vector", "integer-avx2", "4KiB", 60000, avx2_integer_prepare, avx2_integer_run},
     {"vector", "aes", "4KiB", 100000, aes_prepare, aes_run},
     {NULL, NULL, NULL, 0, NULL, NULL},
 };

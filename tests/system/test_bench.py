@@ -74,7 +74,7 @@ def scripted(script):
 def test_rows_are_read():
     """Results by name, whatever else is on the console."""
     script = ("echo booting; for row; do echo parat-bench: begin $row;"
-              "echo parat-bench: end $row ns=${#row}000000000 sum=0f; done; echo parat-bench: done")
+              "echo parat-bench: end $row ns=${#row}000000000 processor=5 sum=0f; done; echo parat-bench: done")
     found = dict(rows.run(scripted(script), ["ab", "abcdef"], 10, 10))
     assert [(result.ns, result.checksum) for result in found.values()] == [(2e9, "0f"), (6e9, "0f")]
     assert found["abcdef"].clock_is_wrong()
@@ -92,7 +92,7 @@ def test_clocks():
 def test_a_row_that_fails(death):
     """It is told, and another machine measures the rest."""
     script = (f"for row; do echo parat-bench: begin $row; [ $row != bad ] || {{ {death}; }};"
-              "echo parat-bench: end $row ns=1 sum=0; done; echo parat-bench: done")
+              "echo parat-bench: end $row ns=1 processor=1 sum=0; done; echo parat-bench: done")
     found = dict(rows.run(scripted(script), ["first", "bad", "last"], 10, 1))
     assert found["bad"].failure
     assert found["first"].ns == found["last"].ns == 1
