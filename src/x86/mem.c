@@ -303,10 +303,55 @@ static unsigned alignment_of(unsigned length)
     return MIN(length & -length, 16u);
 }
 
+/* --- two pages that both hit: SDM vol. 3 section 8.1.1 asks for no atomicity --- */
+
+/* Where the bytes from la on and those in the second page are. */
+static bool find_both(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
+                      uint8_t *host[2])
+{
+    uint64_t next = second_page(cpu, la);
+    const struct x86_tlb_entry *e0 = x86_tlb_slot(cpu, la, mmu), *e1 = x86_tlb_slot(cpu, next, mmu);
+
+    host[0] = (uint8_t *)(la + e0->addend);
+    host[1] = (uint8_t *)(next + e1->addend);
+    return hit(e0, la, access) && hit(e1, next, access);
+}
+
+/* The last 8 bytes of one page and the first 8 of the other, shifted together. */
+static bool load_both(struct x86_cpu *cpu, uint64_t la, unsigned size, enum x86_mmu mmu,
+                      uint64_t *value)
+{
+    unsigned first = first_length(la, size);
+    uint8_t *host[2];
+
+    if (first == size || !find_both(cpu, la, X86_READ, mmu, host))
+        return false;
+    uint64_t low = load_le64(host[0] + first - 8), high = load_le64(host[1]);
+    *value = (low >> (64 - first * 8) | high << first * 8) & ~0ull >> (64 - size * 8);
+    return true;
+}
+
+static bool store_both(struct x86_cpu *cpu, uint64_t la, unsigned size, uint64_t value,
+                       enum x86_mmu mmu)
+{
+    unsigned first = first_length(la, size);
+    uint8_t *host[2];
+
+    if (first == size || !find_both(cpu, la, X86_WRITE, mmu, host))
+        return false;
+    for (unsigned i = 0; i < first; i++)
+        host[0][i] = (uint8_t)(value >> i * 8);
+    for (unsigned i = first; i < size; i++)
+        host[1][i - first] = (uint8_t)(value >> i * 8);
+    return true;
+}
+
 uint64_t x86_load_slow(struct x86_cpu *cpu, uint64_t la, unsigned size, enum x86_mmu mmu)
 {
     uint64_t value = 0;
 
+    if (load_both(cpu, la, size, mmu, &value))
+        return value;
     check_alignment(cpu, la, size, mmu);
     load(cpu, la, &value, size, mmu);
     if (cpu->debug_active)
@@ -317,6 +362,8 @@ uint64_t x86_load_slow(struct x86_cpu *cpu, uint64_t la, unsigned size, enum x86
 void x86_store_slow(struct x86_cpu *cpu, uint64_t la, unsigned size, uint64_t value,
                     enum x86_mmu mmu)
 {
+    if (store_both(cpu, la, size, value, mmu))
+        return;
     check_alignment(cpu, la, size, mmu);
     store(cpu, la, &value, size, mmu);
     if (cpu->debug_active)

@@ -443,6 +443,34 @@ static void test_crossing_store_is_whole_or_not(void **state)
     assert_int_equal(x86_load(&r->cpu, LA + 0xffc, 8), 0xaabbccddeeff0011);
 }
 
+/* Every length and place across two pages that lie apart, known to the TLB and not. */
+static void test_crossing_of_every_length(void **state)
+{
+    struct rig *r = *state;
+    uint64_t pte = TABLES + 0x1000 + (LA >> 12 & 511) * 8;
+    uint64_t value = 0x8877665544332211;
+
+    map_target(r, 0);
+    put64(r, pte + 8, (TARGET + 0x8000) | 7);
+    for (unsigned n = 2; n <= 8; n *= 2) {
+        for (unsigned first = 1; first < n; first++) {
+            uint64_t at = LA + 0x1000 - first, mask = ~0ull >> (64 - n * 8);
+            uint8_t *left = r->ram + TARGET + 0x2000 - 8, *right = r->ram + TARGET + 0x8000;
+            for (unsigned known = 0; known < 2; known++) {
+                memset(left, 0xee, 8);
+                memset(right, 0xee, 8);
+                x86_store(&r->cpu, at, n, value);
+                assert_int_equal(x86_load(&r->cpu, at, n), value & mask);
+                assert_memory_equal(left + 8 - first, &value, first);
+                assert_memory_equal(right, (uint8_t *)&value + first, n - first);
+                assert_int_equal(first == 8 ? 0xee : left[7 - first], 0xee);
+                assert_int_equal(right[n - first], 0xee);
+            }
+            x86_tlb_flush(&r->cpu, false);
+        }
+    }
+}
+
 static void test_mmio(void **state)
 {
     struct rig *r = *state;
@@ -645,6 +673,7 @@ int main(void)
         RIG_TEST(test_slot_turned_global),
         RIG_TEST(test_flush_after_many_fills),
         RIG_TEST(test_crossing_store_is_whole_or_not),
+        RIG_TEST(test_crossing_of_every_length),
         RIG_TEST(test_mmio),
         RIG_TEST(test_code_page_store),
         RIG_TEST(test_atomic_pointer),

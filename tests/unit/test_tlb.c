@@ -315,10 +315,12 @@ static void test_kept_entry_is_writable_at_once(void **state)
 
 #define OTHER_TABLE 0x180000u
 
-/* Space 1 after a walk; its PD then names another table, which shows page 0x100 + index. */
+/* Space 1 after a walk; its PD then names another table, which shows page 10
+ * everywhere. */
 static void begin_with_moved_table(struct rig *r)
 {
     begin(r);
+    put64(r, tables_of(1) + 0x3000 + (LA >> 12 & 511) * 8 + 16, (PAGES + 0x2000 * 20) | 0x67);
     go(r, 1, 0);
     see(r);
     for (unsigned i = 0; i < 512; i++)

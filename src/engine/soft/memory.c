@@ -368,13 +368,20 @@ static bool is_apic_page(const struct engine_vcpu *vcpu, uint64_t page)
            (base & (X86_APIC_BASE_ENABLE | X86_APIC_BASE_X2APIC)) == X86_APIC_BASE_ENABLE;
 }
 
-/* May this vCPU write directly? Remembers that it can, for soft_memory_mark_code. */
+/*
+ * May this vCPU write directly? Remembers that it can, for soft_memory_mark_code. Where that is
+ * remembered already no lock is needed: only an exclusive section, or this thread, can end it, and
+ * who marks the page now finds it and waits for us in one.
+ */
 static bool grant_write(struct engine_vcpu *vcpu, struct soft_slot *slot, uint64_t page)
 {
     struct engine_vm *vm = vcpu->vm;
     size_t index = page_index(slot, page);
-    uint8_t self = (uint8_t)(vcpu->index + 1);
+    uint8_t self = (uint8_t)(vcpu->index + 1), known = atomic_load(&slot->writer[index]);
 
+    if ((known == self || known == SOFT_WRITER_MANY) && !atomic_load(&slot->code[index]) &&
+        likely(!vm->test_grant_delay))
+        return true;
     pthread_mutex_lock(page_lock(vm, page));
     bool granted = atomic_load(&slot->code[index]) == 0;
     uint8_t writer = atomic_load(&slot->writer[index]);
