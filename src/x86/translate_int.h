@@ -205,15 +205,18 @@ void x86_emit_rip(struct x86_translation *t, unsigned to, int32_t offset);
 /* --- translate_operand.c --- */
 
 void x86_source_classify(struct x86_source *s, uint8_t mode);
+/* Notes what an operand says of general registers, RAX and memory. False: not known. */
+bool x86_source_use(struct x86_source *s, const ZydisDecodedOperand *op);
 /* The linear address of the memory operand in a register, T0 or a guest's own. Clobbers flags only
  * where a segment has a base. Uses T0, T1. */
 unsigned x86_emit_address(struct x86_translation *t, const ZydisDecodedOperandMem *mem);
 /*
  * The host operand for `size` bytes at the linear address in register la (not T1, T2), which stays;
- * uses T1, T2; T1 is part of the result. Clobbers flags. atomic: must be aligned.
+ * uses T1, T2; T1 is part of the result. Clobbers flags. aligned: misses when it is not
+ * aligned to its size.
  */
 struct x86_rm x86_emit_probe(struct x86_translation *t, unsigned la, unsigned size, bool write,
-                             bool atomic);
+                             bool aligned);
 /* The host register of a guest's, loaded into scratch if it lives in memory. */
 unsigned x86_gpr_in(struct x86_translation *t, unsigned gpr, unsigned scratch);
 /* Writes it home if it lives in memory. */

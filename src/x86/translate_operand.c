@@ -72,7 +72,7 @@ static bool use_implicit(struct x86_source *s, const ZydisDecodedOperand *op, un
     return true;
 }
 
-static bool use_operand(struct x86_source *s, const ZydisDecodedOperand *op)
+bool x86_source_use(struct x86_source *s, const ZydisDecodedOperand *op)
 {
     unsigned gpr, size;
 
@@ -105,7 +105,7 @@ static bool use_operand(struct x86_source *s, const ZydisDecodedOperand *op)
 static bool use_operands(struct x86_source *s)
 {
     for (unsigned i = 0; i < s->z.operand_count; i++) {
-        if (!use_operand(s, &s->op[i]))
+        if (!x86_source_use(s, &s->op[i]))
             return false;
     }
     return true;
@@ -158,6 +158,7 @@ static const uint8_t kinds[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     [ZYDIS_MNEMONIC_PUSH] = KIND_PUSH,       [ZYDIS_MNEMONIC_POP] = KIND_POP,
     [ZYDIS_MNEMONIC_LEAVE] = KIND_LEAVE,     [ZYDIS_MNEMONIC_JMP] = KIND_JMP,
     [ZYDIS_MNEMONIC_CALL] = KIND_CALL,       [ZYDIS_MNEMONIC_RET] = KIND_RET,
+    [ZYDIS_MNEMONIC_MOVNTI] = KIND_GENERIC,
 };
 
 static uint8_t kind_of_mov(const ZydisDecodedInstruction *z)
@@ -332,10 +333,10 @@ static bool classify_operands(struct x86_source *s)
                gpr_of(s->op[0].reg.value, &gpr, &size);
     }
     if (s->kind == KIND_JMP_INDIRECT || s->kind == KIND_CALL_INDIRECT)
-        return use_operand(s, &s->op[0]);
+        return x86_source_use(s, &s->op[0]);
     if (s->kind == KIND_LEA) {
         s->mem = &s->op[1];
-        return use_operand(s, &s->op[0]);
+        return x86_source_use(s, &s->op[0]);
     }
     if (uses_explicit_operands(s->kind) && !use_operands(s))
         return false;
@@ -494,14 +495,14 @@ static void emit_tlb_index(struct x86_translation *t, unsigned la)
 }
 
 struct x86_rm x86_emit_probe(struct x86_translation *t, unsigned la, unsigned size, bool write,
-                             bool atomic)
+                             bool aligned)
 {
     size_t tag =
         write ? offsetof(struct x86_tlb_entry, write) : offsetof(struct x86_tlb_entry, read);
     int32_t mask = -(int32_t)PAGE_SIZE;
 
     emit_tlb_index(t, la);
-    if (atomic || size == 1) {
+    if (aligned || size == 1) {
         x86_emit_mov(&t->e, T2, la);
         mask |= (int32_t)size - 1; /* what is not aligned matches no tag */
     } else {
