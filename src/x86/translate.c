@@ -55,8 +55,7 @@ void x86_translator_destroy(struct x86_translator *tr)
 void x86_translator_reset(struct x86_translator *tr, struct x86_cpu *cpu)
 {
     tr->at = tr->start;
-    memset(cpu->host.jump_key, 0, sizeof cpu->host.jump_key);
-    tr->known_count = 0;
+    x86_jump_cache_clear(tr, cpu);
 }
 
 size_t x86_translator_used(const struct x86_translator *tr)

@@ -164,6 +164,8 @@ struct x86_translator {
     uint64_t last_key; /* given out */
     unsigned known_count;
     struct x86_known_key known[X86_KNOWN_KEYS];
+    struct x86_known_key present[X86_UNIT_MODES]; /* used last in each mode */
+    uint32_t wraps; /* code_space_wraps seen last */
     struct x86_source source[X86_UNIT_INSNS_MAX];
     struct x86_translation work;
 };
@@ -236,6 +238,7 @@ void x86_translate_vector(struct x86_translation *t);
 /* --- translate_runtime.c --- */
 
 bool x86_routines_make(struct x86_translator *tr);
+void x86_jump_cache_clear(struct x86_translator *tr, struct x86_cpu *cpu);
 
 static inline const uint8_t *x86_executable(const struct x86_translator *tr, const uint8_t *at)
 {

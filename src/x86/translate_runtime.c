@@ -32,6 +32,88 @@ uint8_t x86_unit_mode(const struct x86_cpu *cpu)
 
 /* --- handlers --- */
 
+/* --- the jump cache --- */
+
+static unsigned jump_index(uint64_t rip)
+{
+    uint32_t low = (uint32_t)rip;
+    return (low >> (X86_JUMP_BITS - 2) ^ low) & (X86_JUMP_SIZE - 1);
+}
+
+/* Kernel code counts as mapped global, user code as not; what is otherwise is not noted. */
+static bool in_global_space(uint8_t mode)
+{
+    return x86_mode_mmu(mode) != X86_MMU_USER;
+}
+
+static uint64_t new_key(struct x86_translator *tr, uint8_t mode, uint32_t space)
+{
+    for (unsigned i = 0; i < tr->known_count; i++) {
+        const struct x86_known_key *k = &tr->known[i];
+        if (k->mode == mode && k->space == space)
+            return k->key;
+    }
+    unsigned n = tr->known_count < X86_KNOWN_KEYS ? tr->known_count++
+                                                  : (unsigned)(tr->last_key / 2 % X86_KNOWN_KEYS);
+    tr->last_key += 2;
+    tr->known[n] = (struct x86_known_key) {.key = tr->last_key, .space = space, .mode = mode};
+    return tr->last_key;
+}
+
+void x86_unit_choose_key(struct x86_translator *tr, struct x86_cpu *cpu, uint8_t mode)
+{
+    uint32_t space = in_global_space(mode) ? cpu->code_space_global : cpu->code_space;
+    struct x86_known_key *present = &tr->present[mode];
+
+    if (unlikely(cpu->code_space_wraps != tr->wraps)) {
+        x86_jump_cache_clear(tr, cpu);
+        tr->wraps = cpu->code_space_wraps;
+    }
+    if (unlikely(present->space != space || !present->key))
+        *present = (struct x86_known_key) {new_key(tr, mode, space), space, mode};
+    cpu->host.jump_now = present->key;
+}
+
+void x86_unit_note(struct x86_cpu *cpu, const struct x86_unit *unit)
+{
+    uint64_t rip = cpu->s.rip;
+    unsigned i = jump_index(rip);
+
+    if (x86_tlb_note_code(cpu, rip) != in_global_space(unit->mode))
+        return;
+    cpu->host.jump_rip[i] = rip;
+    cpu->host.jump_key[i] = cpu->host.jump_now;
+    cpu->host.jump_entry[i] = (uintptr_t)unit->enter;
+}
+
+void x86_jump_cache_clear(struct x86_translator *tr, struct x86_cpu *cpu)
+{
+    memset(cpu->host.jump_key, 0, sizeof cpu->host.jump_key);
+    memset(tr->present, 0, sizeof tr->present);
+    tr->known_count = 0;
+}
+
+/* --- handlers --- */
+
+/*
+ * After an instruction that leads elsewhere (a system call, a change of mode): host code for RIP,
+ * if the jump cache has it and nothing is to be looked at; else NULL.
+ */
+static const uint8_t *find_entry(struct x86_cpu *cpu, uint8_t mode)
+{
+    struct x86_translator *tr = cpu->host.translator;
+    unsigned i = jump_index(cpu->s.rip);
+
+    if (mode == X86_UNIT_NONE || cpu->end_block || cpu->halted || cpu->s.interrupt_shadow ||
+        __atomic_load_n((uint64_t *)(void *)((char *)cpu + tr->config.attention), __ATOMIC_ACQUIRE))
+        return NULL;
+    x86_unit_choose_key(tr, cpu, mode);
+    cpu->host.mode = mode;
+    if (cpu->host.jump_key[i] != cpu->host.jump_now || cpu->host.jump_rip[i] != cpu->s.rip)
+        return NULL;
+    return (const uint8_t *)cpu->host.jump_entry[i];
+}
+
 /*
  * Called by host code with the whole state in the CPU: runs one instruction by its handler. Returns
  * where host code goes on, or NULL: back to the caller of x86_unit_run. May raise.
@@ -49,9 +131,10 @@ static const uint8_t *run_handler(struct x86_cpu *cpu)
     insn->run(cpu, insn);
     cpu->s.rip = cpu->next_rip;
     cpu->host.flags = (uint16_t)flags_split(cpu->s.rflags);
-    if ((insn->flags & X86_INSN_END) || cpu->end_block || cpu->next_rip != next ||
-        cpu->s.interrupt_shadow || x86_unit_mode(cpu) != cpu->host.mode)
-        return NULL;
+    uint8_t mode = x86_unit_mode(cpu);
+    if (unlikely((insn->flags & X86_INSN_END) || cpu->end_block || cpu->next_rip != next ||
+                 cpu->s.interrupt_shadow || mode != cpu->host.mode))
+        return find_entry(cpu, mode);
     return cpu->host.site + site.link;
 }
 
@@ -161,12 +244,24 @@ static void emit_back_to_c(struct x86_emit *e)
     x86_emit_8(e, 0xc3);
 }
 
-static void emit_call(struct x86_emit *e, bool vector, bool avx, const uint8_t *tail)
+/* Everything from home, RAX is RIP; on at T1. */
+static void emit_resume(struct x86_emit *e, bool vector, bool avx)
 {
     static const uint8_t add_sahf[] = {0x04, 0x7f, 0x9e};
     struct x86_encoding movzx = {.opcode = 0xb7, .map = 1};
     struct x86_rm flags = x86_cpu_field(CPU_OFFSET(host.flags));
 
+    if (vector)
+        emit_vectors_in(e, avx);
+    emit_gprs(e, true);
+    x86_emit_op(e, &movzx, T0, &flags);
+    x86_emit_bytes(e, add_sahf, sizeof add_sahf);
+    x86_emit_load(e, T0, x86_cpu_field(CPU_OFFSET(s.rip)));
+    x86_emit_jmp_rm(e, x86_rm_reg(T1));
+}
+
+static void emit_call(struct x86_emit *e, bool vector, bool avx, const uint8_t *tail)
+{
     emit_spill(e, vector, avx);
     x86_emit_mov(e, HOST_RDI, HOST_RSP);
     x86_emit_mov(e, HOST_RBX, HOST_RSP);
@@ -179,14 +274,16 @@ static void emit_call(struct x86_emit *e, bool vector, bool avx, const uint8_t *
     x86_emit_mov(e, T1, HOST_RAX);
     x86_emit_alu_imm(e, ALU_CMP, T1, 0);
     uint8_t *leave = x86_emit_jcc(e, COND_E);
-    if (!e->full)
+    /* The mode may be another one now: test byte [mode], 4 */
+    emit_field(e, 0xf6, 0, 0, CPU_OFFSET(host.mode));
+    x86_emit_8(e, 4);
+    uint8_t *plain = x86_emit_jcc(e, COND_E);
+    emit_resume(e, true, avx);
+    if (!e->full) {
         x86_emit_link(leave, tail);
-    if (vector)
-        emit_vectors_in(e, avx);
-    emit_gprs(e, true);
-    x86_emit_op(e, &movzx, T0, &flags);
-    x86_emit_bytes(e, add_sahf, sizeof add_sahf);
-    x86_emit_jmp_rm(e, x86_rm_reg(T1));
+        x86_emit_link(plain, e->at);
+    }
+    emit_resume(e, false, avx);
 }
 
 bool x86_routines_make(struct x86_translator *tr)
@@ -224,6 +321,7 @@ void x86_unit_run(struct x86_translator *tr, struct x86_cpu *cpu, const struct x
 
     cpu->host.flags = (uint16_t)flags_split(cpu->s.rflags);
     cpu->host.mode = unit->mode;
+    cpu->host.translator = tr;
     ((enter_code *)(uintptr_t)r->enter)(cpu, unit->enter);
     cpu->s.rflags = flags_join(cpu->s.rflags, cpu->host.flags);
 
@@ -237,48 +335,4 @@ void x86_unit_run(struct x86_translator *tr, struct x86_cpu *cpu, const struct x
         out->from = site.unit;
     }
     out->lookup = site.kind == SITE_LOOKUP;
-}
-
-/* --- the jump cache --- */
-
-static unsigned jump_index(uint64_t rip)
-{
-    uint32_t low = (uint32_t)rip;
-    return (low >> (X86_JUMP_BITS - 2) ^ low) & (X86_JUMP_SIZE - 1);
-}
-
-/* Kernel code counts as mapped global, user code as not; what is otherwise is not noted. */
-static bool in_global_space(uint8_t mode)
-{
-    return x86_mode_mmu(mode) != X86_MMU_USER;
-}
-
-void x86_unit_choose_key(struct x86_translator *tr, struct x86_cpu *cpu, uint8_t mode)
-{
-    uint32_t space = in_global_space(mode) ? cpu->code_space_global : cpu->code_space;
-
-    for (unsigned i = 0; i < tr->known_count; i++) {
-        const struct x86_known_key *k = &tr->known[i];
-        if (k->mode == mode && k->space == space) {
-            cpu->host.jump_now = k->key;
-            return;
-        }
-    }
-    unsigned n = tr->known_count < X86_KNOWN_KEYS ? tr->known_count++
-                                                  : (unsigned)(tr->last_key / 2 % X86_KNOWN_KEYS);
-    tr->last_key += 2;
-    tr->known[n] = (struct x86_known_key) {.key = tr->last_key, .space = space, .mode = mode};
-    cpu->host.jump_now = tr->last_key;
-}
-
-void x86_unit_note(struct x86_cpu *cpu, const struct x86_unit *unit)
-{
-    uint64_t rip = cpu->s.rip;
-    unsigned i = jump_index(rip);
-
-    if (x86_tlb_note_code(cpu, rip) != in_global_space(unit->mode))
-        return;
-    cpu->host.jump_rip[i] = rip;
-    cpu->host.jump_key[i] = cpu->host.jump_now;
-    cpu->host.jump_entry[i] = (uintptr_t)unit->enter;
 }
