@@ -146,21 +146,22 @@ struct x86_tlb_book {
     uint32_t last_number;
     uint64_t switches;
     struct x86_tlb_space space[X86_TLB_SPACES];
+    bool unusual[2]; /* [0]: the second level has global pages below; [1]: others above */
     uint8_t turn[X86_TLB_SETS]; /* the way that is replaced next */
     struct x86_tlb_page region[X86_TLB_REGIONS];
     _Alignas(64) struct x86_tlb_page second[X86_TLB_SETS][X86_TLB_WAYS];
 };
 
 /*
- * What translated code keeps beside the registers (translate.h). jump_*: the jump cache, from RIP in
- * a mode and code space (which a key stands for) to host code.
+ * What translated code keeps beside the registers (translate.h). jump_*: the jump cache, from RIP
+ * in a mode and code space (which a key stands for) to host code.
  */
 #define X86_JUMP_BITS 12
 #define X86_JUMP_SIZE (1u << X86_JUMP_BITS)
 
 struct x86_host_code {
-    uint64_t page_base;  /* linear address of the page that is being executed */
-    uint64_t jump_now;   /* key of the present mode and code space; even, never 0 */
+    uint64_t page_base; /* linear address of the page that is being executed */
+    uint64_t jump_now;  /* key of the present mode and code space; even, never 0 */
     uint64_t temp;
     uint64_t c_stack;    /* RSP of the C code that entered */
     const uint8_t *site; /* where host code called a common routine last */

@@ -145,6 +145,7 @@ void x86_tlb_flush(struct x86_cpu *cpu, bool keep_global)
     if (!keep_global) {
         flush_list(cpu, true);
         x86_tlb_space_renew(cpu, x86_tlb_space_global(cpu));
+        memset(cpu->book.unusual, 0, sizeof cpu->book.unusual);
         memset(cpu->book.large, 0, sizeof cpu->book.large);
     }
     announce(cpu);

@@ -25,25 +25,33 @@ static struct x86_tlb_page *find_in(struct x86_cpu *cpu, uint64_t la, unsigned s
     return NULL;
 }
 
+/* Kernels have global pages in the upper half of the addresses and no others, and none below. */
+static bool is_usual(uint64_t la, bool global)
+{
+    return global == (la >> 63);
+}
+
 struct x86_tlb_page *x86_tlb_second_find(struct x86_cpu *cpu, uint64_t la)
 {
-    unsigned first = la >> 63 ? X86_TLB_GLOBAL : cpu->book.present; /* where it is more likely */
-    unsigned second = first ^ cpu->book.present ^ X86_TLB_GLOBAL;
-    struct x86_tlb_page *page = find_in(cpu, la & PAGE_MASK, first);
+    unsigned usual = la >> 63 ? X86_TLB_GLOBAL : cpu->book.present;
+    unsigned other = la >> 63 ? cpu->book.present : X86_TLB_GLOBAL;
+    struct x86_tlb_page *page = find_in(cpu, la, usual);
 
-    return page ? page : find_in(cpu, la & PAGE_MASK, second);
+    return page || likely(!cpu->book.unusual[la >> 63]) ? page : find_in(cpu, la, other);
 }
 
 struct x86_tlb_page *x86_tlb_second_insert(struct x86_cpu *cpu, const struct x86_tlb_page *page)
 {
     unsigned space = page->global ? X86_TLB_GLOBAL : cpu->book.present;
-    struct x86_tlb_page *set = set_of(cpu, page->la, space);
+    struct x86_tlb_page *set = set_of(cpu, page->la, space), *to = find_in(cpu, page->la, space);
 
-    x86_tlb_second_drop(cpu, page->la);
-    unsigned turn = cpu->book.turn[(set - cpu->book.second[0]) / X86_TLB_WAYS]++ % X86_TLB_WAYS;
-    set[turn] = *page;
-    set[turn].space = cpu->book.space[space].number;
-    return &set[turn];
+    if (!is_usual(page->la, page->global))
+        cpu->book.unusual[page->la >> 63] = true;
+    if (!to)
+        to = &set[cpu->book.turn[(set - cpu->book.second[0]) / X86_TLB_WAYS]++ % X86_TLB_WAYS];
+    *to = *page;
+    to->space = cpu->book.space[space].number;
+    return to;
 }
 
 void x86_tlb_second_drop(struct x86_cpu *cpu, uint64_t la)
