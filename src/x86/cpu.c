@@ -86,6 +86,24 @@ static uint8_t data_mmu(const struct x86_cpu *cpu)
     return (uint8_t)(checked ? X86_MMU_ALIGNED : x86_mmu_at(cpu, cpu->cpl));
 }
 
+static void update_data_mmu(struct x86_cpu *cpu)
+{
+    cpu->mmu = data_mmu(cpu);
+    cpu->tlb_now = cpu->tlb[cpu->mmu];
+    cpu->debug_active = (cpu->s.rflags & (X86_TF | X86_RF)) || (cpu->s.dr7 & 0xff);
+}
+
+static uint8_t level_of(uint16_t ss)
+{
+    return (ss & X86_SEG_DPL) >> X86_SEG_DPL_SHIFT;
+}
+
+void x86_cpu_update_level(struct x86_cpu *cpu)
+{
+    cpu->cpl = level_of(cpu->s.seg[X86_SS].attr);
+    update_data_mmu(cpu);
+}
+
 void x86_cpu_update_mode(struct x86_cpu *cpu)
 {
     const struct x86_state *s = &cpu->s;
@@ -94,15 +112,12 @@ void x86_cpu_update_mode(struct x86_cpu *cpu)
     cpu->protected_mode = s->cr0 & X86_CR0_PE;
     cpu->v86 = cpu->protected_mode && (s->rflags & X86_VM);
     cpu->long_mode = s->efer & X86_EFER_LMA;
-    unsigned dpl = (ss & X86_SEG_DPL) >> X86_SEG_DPL_SHIFT;
-    cpu->cpl = (uint8_t)(!cpu->protected_mode ? 0 : cpu->v86 ? 3 : dpl);
+    cpu->cpl = !cpu->protected_mode ? 0 : cpu->v86 ? 3 : level_of(ss);
     cpu->code_size = cpu->long_mode && (cs & X86_SEG_L) ? 8 : cs & X86_SEG_DB ? 4 : 2;
     cpu->stack_size = cpu->code_size == 8 ? 8 : ss & X86_SEG_DB ? 4 : 2;
     cpu->decode_mode.code_size = cpu->code_size;
     cpu->decode_mode.real_or_v86 = !cpu->protected_mode || cpu->v86;
-    cpu->mmu = data_mmu(cpu);
-    cpu->tlb_now = cpu->tlb[cpu->mmu];
-    cpu->debug_active = (s->rflags & (X86_TF | X86_RF)) || (s->dr7 & 0xff);
+    update_data_mmu(cpu);
     update_segments(cpu);
 }
 

@@ -251,6 +251,8 @@ void x86_cpu_init(struct x86_cpu *cpu, const struct x86_cpu_config *config);
 void x86_cpu_set_state(struct x86_cpu *cpu, const struct x86_state *state); /* validated before */
 void x86_cpu_get_state(const struct x86_cpu *cpu, struct x86_state *out);
 void x86_cpu_update_mode(struct x86_cpu *cpu);
+/* The same where CS was and is 64-bit code: only the privilege level and RFLAGS have changed. */
+void x86_cpu_update_level(struct x86_cpu *cpu);
 /* Which table explicit data accesses at this privilege level use, without alignment checks. */
 enum x86_mmu x86_mmu_at(const struct x86_cpu *cpu, unsigned cpl);
 

@@ -406,6 +406,9 @@ static void set_returned_flags(struct x86_cpu *cpu, uint64_t value, unsigned siz
     if (cpu->cpl == 0)
         may |= X86_IOPL | (size > 2 ? X86_VIF | X86_VIP : 0);
     cpu->s.rflags = (cpu->s.rflags & ~may) | (value & may);
+    /* It matters to breakpoints only. Most faults end so, and single steps are slow. */
+    if (!(cpu->s.dr7 & 0xff))
+        cpu->s.rflags &= ~X86_RF;
     cpu->debug_keep_rf = cpu->s.rflags & X86_RF;
 }
 
@@ -482,6 +485,58 @@ static void iret_protected(struct x86_cpu *cpu, const struct x86_insn *insn)
     commit_cs(cpu, &cs, frame.rip);
 }
 
+/* The SS that IRETQ pops, when it is at hand and in order; a null one, too, below CPL 3. */
+static bool long_stack(struct x86_cpu *cpu, uint16_t selector, unsigned rpl, struct x86_segment *ss)
+{
+    struct x86_descriptor d;
+
+    if ((selector & X86_SELECTOR_RPL) != rpl)
+        return false;
+    if (x86_selector_is_null(selector)) {
+        *ss = (struct x86_segment) {.selector = selector,
+                                    .attr = (uint16_t)(rpl << X86_SEG_DPL_SHIFT)};
+        return rpl != 3;
+    }
+    if (!x86_descriptor_at_hand(cpu, selector, X86_KIND_DATA, X86_SEG_EXPAND_DOWN, &d) ||
+        x86_descriptor_dpl(&d) != rpl)
+        return false;
+    x86_descriptor_to_segment(&d, selector, ss);
+    return true;
+}
+
+/*
+ * IRETQ from CPL 0 to 64-bit code when frame and descriptors are at hand in the TLB and in order:
+ * the usual case, in which nothing can fault. False: nothing changed.
+ */
+static bool iret_long(struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+    const uint64_t la = cpu->s.gpr[X86_RSP];
+    struct x86_descriptor code;
+    struct x86_segment ss;
+
+    if (insn->size != 8 || cpu->code_size != 8 || cpu->cpl || cpu->debug_active)
+        return false;
+    const char *p = read_pointer(cpu, la, 40);
+    if (!p)
+        return false;
+    uint64_t rip = load_le64(p), rflags = load_le64(p + 16), rsp = load_le64(p + 24);
+    uint16_t cs = load_le16(p + 8);
+    unsigned rpl = cs & X86_SELECTOR_RPL;
+    if (!x86_long_code_at_hand(cpu, cs, &code) || x86_descriptor_dpl(&code) != rpl ||
+        !x86_canonical(rip) || !long_stack(cpu, load_le16(p + 32), rpl, &ss))
+        return false;
+    cpu->s.seg[X86_SS] = ss;
+    cpu->s.gpr[X86_RSP] = rsp;
+    set_returned_flags(cpu, rflags, 8);
+    if (rpl)
+        drop_inner_segments(cpu, rpl);
+    x86_descriptor_to_segment(&code, cs, &cpu->s.seg[X86_CS]);
+    cpu->next_rip = rip;
+    cpu->end_block = true;
+    x86_cpu_update_level(cpu);
+    return true;
+}
+
 static void run_iret(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     cpu->s.nmi_blocked = false; /* also when it faults: SDM vol. 3 section 6.7.1 */
@@ -495,7 +550,8 @@ static void run_iret(struct x86_cpu *cpu, const struct x86_insn *insn)
         x86_task_return(cpu);
         return;
     }
-    iret_protected(cpu, insn);
+    if (!iret_long(cpu, insn))
+        iret_protected(cpu, insn);
 }
 
 bool x86_bind_iret(const struct x86_decode *d, struct x86_insn *out)

@@ -26,6 +26,49 @@ bool x86_segment_permits(const struct x86_cpu *cpu, const struct x86_segment *se
  * switch. */
 void x86_load_ldtr(struct x86_cpu *cpu, uint16_t selector, enum x86_vector vector);
 
+/* --- what delivery and IRET in 64-bit mode read from tables when nothing is in their way --- */
+
+/* Host address of what the CPU itself reads, when the TLB has it; NULL: go the whole way. */
+static inline const uint8_t *x86_table_pointer(struct x86_cpu *cpu, uint64_t la, unsigned size)
+{
+    enum x86_mmu mmu = cpu->s.cr4 & X86_CR4_SMAP ? X86_MMU_KERNEL : X86_MMU_KERNEL_USER;
+    const struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, mmu);
+    return x86_tlb_hit(e->read, la, size) ? (const uint8_t *)(la + e->addend) : NULL;
+}
+
+/*
+ * A descriptor of the GDT by the same way: false when it is not at hand, or not a present segment
+ * of this kind that is marked as accessed. `kind`: X86_SEG_* of bits 40 to 47, but DPL and those in
+ * `any`.
+ */
+static inline bool x86_descriptor_at_hand(struct x86_cpu *cpu, uint16_t selector, uint8_t kind,
+                                          uint8_t any, struct x86_descriptor *out)
+{
+    unsigned offset = selector & ~7u;
+    const uint8_t *p;
+
+    if (!(selector & X86_SELECTOR_MASK) || (selector & X86_SELECTOR_TI) ||
+        offset + 7 > cpu->s.gdtr.limit)
+        return false;
+    p = x86_table_pointer(cpu, cpu->s.gdtr.base + offset, 8);
+    if (unlikely(!p))
+        return false;
+    uint64_t value = load_le64(p);
+    *out = (struct x86_descriptor) {.low = (uint32_t)value, .high = (uint32_t)(value >> 32)};
+    return ((out->high >> 8 ^ kind) & 0xff & ~X86_SEG_DPL & ~any) == 0;
+}
+
+#define X86_KIND_CODE (X86_SEG_P | X86_SEG_S | X86_SEG_CODE | X86_SEG_ACCESSED)
+#define X86_KIND_DATA (X86_SEG_P | X86_SEG_S | X86_SEG_WRITABLE | X86_SEG_ACCESSED)
+
+/* 64-bit code, not conforming. */
+static inline bool x86_long_code_at_hand(struct x86_cpu *cpu, uint16_t selector,
+                                         struct x86_descriptor *out)
+{
+    return x86_descriptor_at_hand(cpu, selector, X86_KIND_CODE, X86_SEG_READABLE, out) &&
+           x86_descriptor_has(out, X86_SEG_L) && !x86_descriptor_has(out, X86_SEG_DB);
+}
+
 /* --- far.c: a stack that is not (yet) SS:RSP --- */
 
 struct x86_stack {

@@ -16,6 +16,7 @@
 static void set_flat(struct x86_cpu *cpu, uint16_t cs, uint16_t ss, unsigned cpl, unsigned size)
 {
     uint16_t dpl = (uint16_t)(cpl << X86_SEG_DPL_SHIFT);
+    bool same_size = size == 8 && cpu->code_size == 8;
 
     cpu->s.seg[X86_CS] = (struct x86_segment) {
         .limit = UINT32_MAX,
@@ -26,7 +27,10 @@ static void set_flat(struct x86_cpu *cpu, uint16_t cs, uint16_t ss, unsigned cpl
                               .selector = ss,
                               .attr = (uint16_t)(ATTR_DATA | X86_SEG_G | X86_SEG_DB | dpl)};
     cpu->end_block = true;
-    x86_cpu_update_mode(cpu);
+    if (likely(same_size))
+        x86_cpu_update_level(cpu);
+    else
+        x86_cpu_update_mode(cpu);
 }
 
 static void run_syscall(struct x86_cpu *cpu, const struct x86_insn *insn)

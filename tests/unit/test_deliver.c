@@ -133,9 +133,24 @@ static void test_inner_level_and_back(void **state)
     assert_int_equal(r->cpu.cpl, 3);
     assert_int_equal(r->cpu.s.rip, RIG_CODE);
     assert_int_equal(r->cpu.s.gpr[X86_RSP], RIG_STACK);
-    assert_int_equal(r->cpu.s.rflags, X86_FIXED | X86_IF | X86_NT | X86_RF);
+    assert_int_equal(r->cpu.s.rflags, X86_FIXED | X86_IF | X86_NT);
     assert_int_equal(r->cpu.s.seg[X86_DS].attr, 0);
     assert_int_equal(r->cpu.s.seg[X86_ES].selector, SEL_DATA3);
+}
+
+/* IRET loads RF where it can matter: with a breakpoint enabled. */
+static void test_iret_loads_rf_for_breakpoints(void **state)
+{
+    struct rig *r = *state;
+
+    protected_world(r, 3);
+    r->cpu.s.dr[0] = 0x12345;
+    r->cpu.s.dr7 |= 1;
+    assert_int_equal(x86_deliver(&r->cpu, &divide), X86_OK);
+    PUT_CODE(r, HANDLER, 0xcf);
+    assert_int_equal(rig_step(r), -1);
+    assert_int_equal(r->cpu.s.rip, RIG_CODE);
+    assert_true(r->cpu.s.rflags & X86_RF);
 }
 
 static void test_trap_gate_keeps_if(void **state)
@@ -376,6 +391,169 @@ static void test_long_ist(void **state)
     assert_int_equal(r->cpu.s.seg[X86_SS].selector, SEL_DATA0);
 }
 
+/*
+ * Delivery and IRETQ take a shorter way when everything is in the TLB. Both ways must do the same,
+ * for gates, descriptors, stacks and flags with something wrong now and then.
+ */
+#define WORLD 0x40000u /* bytes that matter */
+
+static uint32_t next_random(uint32_t *seed)
+{
+    *seed = *seed * 1664525 + 1013904223;
+    return *seed >> 8;
+}
+
+/* Flips one bit of a few, rarely. */
+static uint64_t flip(uint32_t *seed, uint64_t value, uint64_t bits)
+{
+    uint64_t bit = BIT(next_random(seed) & 63);
+    return next_random(seed) % 4 ? value : value ^ (bit & bits);
+}
+
+static void random_tables(struct rig *r, uint32_t *seed, unsigned vector)
+{
+    static const uint8_t types[] = {0x8e, 0x8e, 0x8e, 0x8f, 0xee, 0xef, 0x0e, 0x85};
+    static const uint16_t selectors[] = {SEL_CODE64, SEL_CODE64, SEL_CODE64, SEL_CODE64_3,
+                                         SEL_CODE0,  SEL_DATA0,  0,          SEL_CODE64 | 1};
+    uint64_t handler = flip(seed, HANDLER, BIT(47) | BIT(40));
+    uint32_t x = next_random(seed);
+
+    put_gate64(r, vector, selectors[x % 8], handler, types[x >> 3 & 7],
+               x >> 6 & 3 ? 0 : x >> 8 & 7);
+    for (unsigned i = 0; i < 8; i++)
+        put64(r, RIG_TSS + 4 + i * 8, flip(seed, INNER - i * 0x100, BIT(3) | BIT(46) | BIT(47)));
+    put_descriptor(r, SEL_CODE64, flip(seed, descriptor(0, 0xfffff, 0xa09b), 0xf0ff0000000000));
+    put_descriptor(r, SEL_CODE64_3, flip(seed, descriptor(0, 0xfffff, 0xa0fb), 0xf0ff0000000000));
+    put_descriptor(r, SEL_DATA0, flip(seed, descriptor(0, 0xfffff, 0xc093), 0xf0ff0000000000));
+    put_descriptor(r, SEL_DATA3, flip(seed, descriptor(0, 0xfffff, 0xc0f3), 0xf0ff0000000000));
+    r->cpu.s.gdtr.limit = (uint16_t)(next_random(seed) % 16 ? 0xff : 0x2f);
+    r->cpu.s.idtr.limit = (uint16_t)(next_random(seed) % 16 ? 0xfff : vector * 16 + 8);
+    r->cpu.s.tr.limit = next_random(seed) % 16 ? 0x67 : 8;
+    r->cpu.s.cr4 |= next_random(seed) % 2 ? X86_CR4_SMAP : 0;
+}
+
+static void random_registers(struct rig *r, uint32_t *seed)
+{
+    uint64_t flags = X86_IF | X86_TF | X86_NT | X86_AC | X86_RF | X86_IOPL | X86_CF | X86_DF;
+
+    r->cpu.s.rflags = flip(seed, flip(seed, X86_FIXED | X86_IF, flags), flags);
+    r->cpu.s.gpr[X86_RSP] = flip(seed, RIG_STACK - next_random(seed) % 80, BIT(47) | BIT(30));
+    r->cpu.s.seg[X86_DS] = flat(SEL_DATA0, next_random(seed) % 2 ? 0xc093 : 0);
+    x86_cpu_update_mode(&r->cpu);
+}
+
+static void touch(struct rig *r, uint64_t la)
+{
+    enum x86_mmu mmu = x86_mmu_at(&r->cpu, 0);
+
+    RIG_TRY(r, (void)x86_load_slow(&r->cpu, la, 1, mmu));
+    RIG_TRY(r, x86_store_slow(&r->cpu, la, 1, 0, mmu));
+}
+
+/* Has the TLB know what the CPU may read and write. */
+static void warm_up(struct rig *r)
+{
+    static const uint32_t pages[] = {RIG_GDT, RIG_IDT, RIG_TSS, HANDLER, RIG_CODE};
+
+    for (unsigned i = 0; i < ARRAY_COUNT(pages); i++)
+        touch(r, pages[i] + 0xff0);
+    touch(r, r->cpu.s.gpr[X86_RSP] - 64);
+    touch(r, INNER - 64);
+    touch(r, RIG_STACK - 64);
+}
+
+/* Does it twice from the same start, cold and warm. Returns the result, negative: they differ. */
+static int do_twice(struct rig *r, int (*what)(struct rig *r, const void *argument),
+                    const void *argument)
+{
+    uint8_t *before = malloc(WORLD), *after = malloc(WORLD);
+    struct x86_state start, end;
+    const char *where = "memory";
+    int result[2];
+
+    warm_up(r); /* sets accessed bits of the page tables; its stores are undone below */
+    x86_cpu_get_state(&r->cpu, &start);
+    memcpy(before, r->ram, WORLD);
+    x86_tlb_flush(&r->cpu, false);
+    result[0] = what(r, argument);
+    x86_cpu_get_state(&r->cpu, &end);
+    memcpy(after, r->ram, WORLD);
+    x86_cpu_set_state(&r->cpu, &start);
+    warm_up(r);
+    memcpy(r->ram, before, WORLD);
+    result[1] = what(r, argument);
+    bool same = result[0] == result[1] && memcmp(after, r->ram, WORLD) == 0 &&
+                x86_state_equal(&r->cpu.s, &end, &where);
+    if (!same)
+        print_error("%d %d, %s\n", result[0], result[1], where);
+    free(before);
+    free(after);
+    return same ? result[0] : -2;
+}
+
+static int deliver_it(struct rig *r, const void *event)
+{
+    return (int)x86_deliver(&r->cpu, event);
+}
+
+static int step_it(struct rig *r, const void *nothing)
+{
+    return rig_step(r) == -1 ? 0 : r->cpu.fault.vector + 1;
+}
+
+static void test_long_delivery_warm_and_cold(void **state)
+{
+    static const enum x86_event_kind kinds[] = {X86_EVENT_EXCEPTION, X86_EVENT_INTERRUPT,
+                                                X86_EVENT_NMI, X86_EVENT_SOFT_INTERRUPT};
+    struct rig *r = *state;
+    uint32_t seed = 1;
+    unsigned good = 0;
+
+    for (unsigned i = 0; i < 4000; i++) {
+        uint32_t x = next_random(&seed);
+        struct x86_event event = {.kind = kinds[x & 3], .vector = 0x40};
+        if (event.kind == X86_EVENT_EXCEPTION)
+            event = page_fault(0x1234);
+        rig_long(r, x & 4 ? 3 : 0);
+        random_tables(r, &seed, event.vector);
+        random_registers(r, &seed);
+        int result = do_twice(r, deliver_it, &event);
+        assert_true(result >= 0);
+        good += result == X86_OK && r->cpu.s.rip == HANDLER;
+    }
+    assert_in_range(good, 400, 3500); /* both ways out were tried */
+}
+
+static void test_long_iret_warm_and_cold(void **state)
+{
+    static const uint16_t cs[] = {SEL_CODE64_3, SEL_CODE64_3, SEL_CODE64, SEL_CODE64,
+                                  SEL_CODE3,    SEL_CODE0,    0,          SEL_CODE64 | 3};
+    static const uint16_t ss[] = {SEL_DATA3, SEL_DATA3, SEL_DATA0, SEL_DATA0, 0, 3, SEL_CODE64, 4};
+    uint64_t flags = X86_IF | X86_TF | X86_NT | X86_AC | X86_RF | X86_IOPL | X86_CF | X86_VM;
+    struct rig *r = *state;
+    uint32_t seed = 2;
+    unsigned good = 0;
+
+    PUT_CODE(r, HANDLER, 0x48, 0xcf);
+    for (unsigned i = 0; i < 4000; i++) {
+        rig_long(r, 0);
+        random_tables(r, &seed, 0x40);
+        random_registers(r, &seed);
+        r->cpu.s.rip = HANDLER;
+        uint32_t x = next_random(&seed), at = RIG_STACK - 0x100 - x % 8;
+        r->cpu.s.gpr[X86_RSP] = at;
+        put64(r, at, flip(&seed, RIG_CODE, BIT(47) | BIT(30)));
+        put64(r, at + 8, cs[x >> 8 & 7]);
+        put64(r, at + 16, flip(&seed, X86_FIXED | X86_IF, flags));
+        put64(r, at + 24, RIG_STACK - 0x40);
+        put64(r, at + 32, x >> 16 & 1 ? ss[x >> 8 & 7] : ss[x >> 12 & 7]);
+        int result = do_twice(r, step_it, NULL);
+        assert_true(result >= 0);
+        good += result == 0;
+    }
+    assert_in_range(good, 400, 3500);
+}
+
 static void test_long_gate_checks(void **state)
 {
     struct rig *r = *state;
@@ -535,6 +713,7 @@ int main(void)
         RIG_TEST(test_real_mode),
         RIG_TEST(test_same_level),
         RIG_TEST(test_inner_level_and_back),
+        RIG_TEST(test_iret_loads_rf_for_breakpoints),
         RIG_TEST(test_trap_gate_keeps_if),
         RIG_TEST(test_soft_interrupt),
         RIG_TEST(test_gate_checks),
@@ -546,6 +725,8 @@ int main(void)
         RIG_TEST(test_long_from_user),
         RIG_TEST(test_long_ist),
         RIG_TEST(test_long_gate_checks),
+        RIG_TEST(test_long_delivery_warm_and_cold),
+        RIG_TEST(test_long_iret_warm_and_cold),
         RIG_TEST(test_iret_checks),
         RIG_TEST(test_iret_cannot_gain_privilege),
         RIG_TEST(test_v86),
