@@ -83,7 +83,7 @@ struct x86_unit_exit {
     uint8_t *link;   /* a jump that can lead straight to the unit at RIP (x86_unit_link), or NULL */
     bool host_flags; /* which way into it */
     const struct x86_unit *from;
-    bool lookup; /* RIP was not in the jump cache: x86_unit_note */
+    bool lookup; /* RIP was perhaps not in the jump cache: x86_unit_note */
 };
 
 /*

@@ -104,13 +104,14 @@ static const uint8_t *find_entry(struct x86_cpu *cpu, uint8_t mode)
     struct x86_translator *tr = cpu->host.translator;
     unsigned i = jump_index(cpu->s.rip);
 
-    if (mode == X86_UNIT_NONE || cpu->end_block || cpu->halted || cpu->s.interrupt_shadow ||
+    if (mode == X86_UNIT_NONE || tr->config.alone || cpu->halted || cpu->s.interrupt_shadow ||
         __atomic_load_n((uint64_t *)(void *)((char *)cpu + tr->config.attention), __ATOMIC_ACQUIRE))
         return NULL;
     x86_unit_choose_key(tr, cpu, mode);
     cpu->host.mode = mode;
     if (cpu->host.jump_key[i] != cpu->host.jump_now || cpu->host.jump_rip[i] != cpu->s.rip)
         return NULL;
+    cpu->end_block = false; /* it has: this is another unit, and not one that was dropped */
     return (const uint8_t *)cpu->host.jump_entry[i];
 }
 
@@ -334,5 +335,5 @@ void x86_unit_run(struct x86_translator *tr, struct x86_cpu *cpu, const struct x
         out->host_flags = site.host_flags;
         out->from = site.unit;
     }
-    out->lookup = site.kind == SITE_LOOKUP;
+    out->lookup = site.kind == SITE_LOOKUP || site.kind == SITE_CALL;
 }

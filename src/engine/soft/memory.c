@@ -280,6 +280,8 @@ static void invalidate_piece(struct engine_vm *vm, struct engine_vcpu *self, uin
         if (self) {
             block_cache_drop_page(&self->cache, page);
             self->cpu.end_block = true;
+            if (self->cache.full) /* host code may still lead to what it was to drop */
+                soft_notify(self);
         }
     }
     pthread_mutex_unlock(page_lock(vm, address));
