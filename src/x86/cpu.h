@@ -166,8 +166,8 @@ struct x86_host_code {
     uint64_t c_stack;    /* RSP of the C code that entered */
     const uint8_t *site; /* where host code called a common routine last */
     struct x86_translator *translator;
-    uint16_t flags;      /* status flags as LAHF and SETO leave them in AX */
-    uint8_t mode;        /* of the unit that runs */
+    uint16_t flags; /* status flags as LAHF and SETO leave them in AX */
+    uint8_t mode;   /* of the unit that runs */
     uint32_t mxcsr;
     uint64_t jump_rip[X86_JUMP_SIZE];
     uint64_t jump_key[X86_JUMP_SIZE]; /* 0: empty */
