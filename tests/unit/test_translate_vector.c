@@ -224,10 +224,14 @@ static uint64_t address(struct random *r, unsigned size)
     }
 }
 
+/* Where LDMXCSR finds a value; so many of random_state's are good for units with vectors. */
+#define MXCSR_AT     (RIG_DATA + 0x120u)
+#define MXCSR_MASKED 5
+
 static void random_state(struct walk *w)
 {
     struct x86_state *s = &w->rig->before;
-    static const uint32_t mxcsr[] = {0x1f80, 0x9fc0, 0x1fbf, 0x3f80, 0x7f80};
+    static const uint32_t mxcsr[] = {0x1f80, 0x9fc0, 0x1fbf, 0x3f80, 0x7f80, 0x1e80, 0x0000};
 
     for (unsigned i = 0; i < 16; i++)
         s->gpr[i] = below(&w->random, 2) ? next(&w->random) : below(&w->random, 40);
@@ -241,13 +245,14 @@ static void random_state(struct walk *w)
         else if (below(&w->random, 2))
             memcpy(s->fpu.ymm[i], &single, 4);
     }
-    s->fpu.mxcsr = mxcsr[below(&w->random, ARRAY_COUNT(mxcsr))];
+    s->fpu.mxcsr = mxcsr[below(&w->random, MXCSR_MASKED)];
     s->rflags = 2 | (next(&w->random) & X86_STATUS_FLAGS);
     s->rip = RIG_CODE;
     for (unsigned i = 0; i < 0x4000; i += 8)
         store_le64(w->rig->ram_before + RIG_DATA + i, next(&w->random));
     for (unsigned i = 0x5000; i < 0x6000; i += 8)
         store_le64(w->rig->ram_before + RIG_DATA + i, next(&w->random));
+    store_le32(w->rig->ram_before + MXCSR_AT, mxcsr[below(&w->random, ARRAY_COUNT(mxcsr))]);
 }
 
 /* Registers at random; the memory operand's so that they give an address worth trying. */
@@ -346,7 +351,7 @@ static void compare(struct walk *w, const struct code *c)
 
     rig->cold = below(&w->random, 16) == 0;
     rig_by_handlers(rig, c->byte, c->length);
-    rig_as_unit(rig);
+    rig_as_unit(rig, c->byte, c->length);
     const char *what = rig_difference(rig);
     if (what)
         complain(w, c, what);
@@ -414,7 +419,7 @@ static void note_form(struct walk *w, const struct form *f, const struct x86_sou
 static void put_other(struct code *c, struct random *r)
 {
     static const struct {
-        uint8_t length, byte[5];
+        uint8_t length, byte[9];
     } others[] = {
         {3, {0x48, 0x01, 0xd1}},             /* add rcx, rdx */
         {2, {0x11, 0xd8}},                   /* adc eax, ebx */
@@ -427,6 +432,12 @@ static void put_other(struct code *c, struct random *r)
         {3, {0xc5, 0xfc, 0x77}},             /* vzeroall */
         {4, {0x4c, 0x0f, 0xc3, 0x1e}},       /* movnti [rsi], r11 */
         {5, {0x64, 0x49, 0x0f, 0xc3, 0x06}}, /* movnti fs:[r14], rax */
+        {8,
+         {0x0f, 0xae, 0x14, 0x25, MXCSR_AT & 0xff, MXCSR_AT >> 8 & 0xff,
+          MXCSR_AT >> 16}}, /* ldmxcsr [MXCSR_AT] */
+        {8,
+         {0x0f, 0xae, 0x1c, 0x25, MXCSR_AT & 0xff, MXCSR_AT >> 8 & 0xff,
+          MXCSR_AT >> 16}}, /* stmxcsr [MXCSR_AT] */
     };
     unsigned i = below(r, ARRAY_COUNT(others));
 

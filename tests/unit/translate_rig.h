@@ -204,27 +204,32 @@ static inline void rig_end(struct translate_rig *rig, unsigned which)
     x86_cpu_get_state(rig->cpu, &rig->after[which]);
 }
 
-static inline void rig_by_handlers(struct translate_rig *rig, const uint8_t *code, unsigned length)
+/* From where RIP is to the end of the code. */
+static inline void rig_interpret(struct translate_rig *rig, const uint8_t *code, unsigned length)
 {
     struct x86_cpu *cpu = rig->cpu;
+
+    while (cpu->s.rip - RIG_CODE < length) {
+        struct x86_insn insn;
+        uint64_t at = cpu->s.rip - RIG_CODE;
+        assert_int_equal(x86_decode(rig->decoder, &cpu->decode_mode, code + at, length - at, &insn),
+                         X86_DECODE_OK);
+        cpu->next_rip = cpu->s.rip + insn.length;
+        insn.run(cpu, &insn);
+        cpu->s.rip = cpu->next_rip;
+    }
+}
+
+static inline void rig_by_handlers(struct translate_rig *rig, const uint8_t *code, unsigned length)
+{
     jmp_buf unwind;
 
     rig_begin(rig, 0);
-    cpu->unwind = &unwind;
-    if (setjmp(unwind)) {
-        rig->fault[0] = cpu->fault;
-    } else {
-        while (cpu->s.rip - RIG_CODE < length) {
-            struct x86_insn insn;
-            uint64_t at = cpu->s.rip - RIG_CODE;
-            assert_int_equal(
-                x86_decode(rig->decoder, &cpu->decode_mode, code + at, length - at, &insn),
-                X86_DECODE_OK);
-            cpu->next_rip = cpu->s.rip + insn.length;
-            insn.run(cpu, &insn);
-            cpu->s.rip = cpu->next_rip;
-        }
-    }
+    rig->cpu->unwind = &unwind;
+    if (setjmp(unwind))
+        rig->fault[0] = rig->cpu->fault;
+    else
+        rig_interpret(rig, code, length);
     rig_end(rig, 0);
     memcpy(rig->ram_after, rig->ram, sizeof rig->ram);
 }
@@ -258,7 +263,8 @@ static inline bool rig_translate(struct translate_rig *rig, const uint8_t *code,
     return true;
 }
 
-static inline void rig_as_unit(struct translate_rig *rig)
+/* A unit ends early where the CPU leaves its mode: the interpreter goes on. */
+static inline void rig_as_unit(struct translate_rig *rig, const uint8_t *code, unsigned length)
 {
     struct x86_unit_exit out;
     jmp_buf unwind;
@@ -267,10 +273,12 @@ static inline void rig_as_unit(struct translate_rig *rig)
     rig->handler_calls = 0;
     rig->cpu->unwind = &unwind;
     x86_unit_choose_key(rig->translator, rig->cpu, rig->unit->mode);
-    if (setjmp(unwind))
+    if (setjmp(unwind)) {
         rig->fault[1] = rig->cpu->fault;
-    else
+    } else {
         x86_unit_run(rig->translator, rig->cpu, rig->unit, &out);
+        rig_interpret(rig, code, length);
+    }
     rig_end(rig, 1);
 }
 
