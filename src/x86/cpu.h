@@ -21,7 +21,21 @@
 #include "x86/insn.h"
 #include "x86/state.h"
 
-/* What x86/ needs of its surroundings. Called on the CPU's thread. None may longjmp. */
+struct x86_tlb_page;
+
+enum x86_access { X86_READ = 0, X86_WRITE = 1, X86_EXEC = 2 };
+
+/* Which TLB table an access uses. */
+enum x86_mmu {
+    X86_MMU_USER,        /* CPL 3 */
+    X86_MMU_KERNEL,      /* supervisor, user pages refused (SMAP on, AC clear) */
+    X86_MMU_KERNEL_USER, /* supervisor, user pages allowed (SMAP off, or AC set) */
+    X86_MMU_ALIGNED,     /* CPL 3 with alignment checks: no data entries, all go the slow way */
+    X86_MMU_COUNT
+};
+
+/* What x86/ needs of its surroundings. Called on the CPU's thread. None may longjmp, unless
+ * the whole CPU is thrown away after it. */
 struct x86_ops {
     /*
      * Host address of the guest-physical page, for direct access, or NULL when it is not plain RAM.
@@ -59,19 +73,16 @@ struct x86_ops {
     uint64_t (*cr8_read)(void *context);
     void (*cr8_write)(void *context, uint64_t value);
     bool (*random)(void *context, uint64_t *value); /* RDRAND, RDSEED */
+    /*
+     * Optional: asked before a walk what another TLB knows of this page (x86_tlb_peek). A second
+     * CPU that repeats what the first one does must see the same stale entries.
+     */
+    bool (*tlb_peek)(void *context, uint64_t la, enum x86_access access, enum x86_mmu mmu,
+                     struct x86_tlb_page *page);
 };
 
 /* A spin of ordinary length stays below it. */
 #define X86_PAUSES_TO_YIELD 256
-
-/* Which TLB table an access uses. */
-enum x86_mmu {
-    X86_MMU_USER,        /* CPL 3 */
-    X86_MMU_KERNEL,      /* supervisor, user pages refused (SMAP on, AC clear) */
-    X86_MMU_KERNEL_USER, /* supervisor, user pages allowed (SMAP off, or AC set) */
-    X86_MMU_ALIGNED,     /* CPL 3 with alignment checks: no data entries, all go the slow way */
-    X86_MMU_COUNT
-};
 
 /* Of the index, la >> 12 & (X86_TLB_SIZE - 1). A Debian boot to a login and its commands: 2.1
  * million fills with 1024 entries, 1.4 with 2048, 0.9 with 4096. */

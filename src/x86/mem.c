@@ -104,9 +104,32 @@ static bool resolve_second(struct x86_cpu *cpu, uint64_t la, enum x86_access acc
         out->host = cpu->ops->page(cpu->context, gpa(page->gpa), &out->direct);
         if (!out->host)
             return true; /* ROM */
+        page->host = out->host;
         page->grant = out->direct ? cpu->book.grant : 0;
     }
     fill_tlb(cpu, mmu, page, out->direct);
+    out->host += la & ~PAGE_MASK;
+    return true;
+}
+
+static bool resolve_peeked(struct x86_cpu *cpu, uint64_t la, enum x86_access access,
+                           enum x86_mmu mmu, struct ref *out)
+{
+    struct x86_tlb_page page;
+    bool data = mmu != X86_MMU_ALIGNED;
+
+    if (likely(!cpu->ops->tlb_peek) || !cpu->ops->tlb_peek(cpu->context, la, access, mmu, &page))
+        return false;
+    out->gpa = page.gpa | (la & ~PAGE_MASK);
+    out->direct = access == X86_WRITE;
+    out->host = cpu->ops->page(cpu->context, gpa(page.gpa), &out->direct);
+    if (!out->host)
+        return true; /* ROM */
+    page.host = out->host;
+    x86_tlb_fill(cpu, mmu, &page,
+                 &(struct x86_tlb_fill) {.read = data && access != X86_EXEC,
+                                         .write = data && access == X86_WRITE && out->direct,
+                                         .exec = access == X86_EXEC});
     out->host += la & ~PAGE_MASK;
     return true;
 }
@@ -148,6 +171,7 @@ static bool try_resolve(struct x86_cpu *cpu, uint64_t la, enum x86_access access
                         struct ref *out, struct x86_event *fault)
 {
     return resolve_first(cpu, la, access, mmu, out) || resolve_second(cpu, la, access, mmu, out) ||
+           resolve_peeked(cpu, la, access, mmu, out) ||
            resolve_by_walk(cpu, la, access, mmu, out, fault);
 }
 

@@ -11,8 +11,6 @@
 #include "base/bits.h"
 #include "x86/cpu.h"
 
-enum x86_access { X86_READ = 0, X86_WRITE = 1, X86_EXEC = 2 };
-
 /* --- slow paths, paging.c / segment.c --- */
 
 uint64_t x86_load_slow(struct x86_cpu *cpu, uint64_t la, unsigned size, enum x86_mmu mmu);

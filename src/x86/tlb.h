@@ -25,6 +25,13 @@ void x86_tlb_init(struct x86_cpu *cpu);
 void x86_tlb_fill(struct x86_cpu *cpu, enum x86_mmu mmu, const struct x86_tlb_page *page,
                   const struct x86_tlb_fill *fill);
 
+/*
+ * What the CPU would use for such an access without a walk, moving nothing: page->gpa, host. False:
+ * it would walk. tlb_second.c
+ */
+bool x86_tlb_peek(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
+                  struct x86_tlb_page *page);
+
 /* A page of this size lies around la: before the first entry made from it. */
 void x86_tlb_note_large(struct x86_cpu *cpu, uint64_t la, unsigned page_shift);
 

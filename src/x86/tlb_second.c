@@ -6,6 +6,9 @@
  */
 #include "x86/tlb.h"
 
+#include "x86/mem.h"
+#include "x86/paging.h"
+
 /* Spaces that show different pages at one address, as after a fork, do not share a set. */
 static struct x86_tlb_page *set_of(struct x86_cpu *cpu, uint64_t la, unsigned space)
 {
@@ -38,6 +41,27 @@ struct x86_tlb_page *x86_tlb_second_find(struct x86_cpu *cpu, uint64_t la)
     struct x86_tlb_page *page = find_in(cpu, la, usual);
 
     return page || likely(!cpu->book.unusual[la >> 63]) ? page : find_in(cpu, la, other);
+}
+
+/* In the order of mem.c: the table, then the second level. */
+bool x86_tlb_peek(struct x86_cpu *cpu, uint64_t la, enum x86_access access, enum x86_mmu mmu,
+                  struct x86_tlb_page *page)
+{
+    const struct x86_tlb_entry *e = x86_tlb_slot(cpu, la, mmu);
+    uint64_t tag = access == X86_WRITE ? e->write : access == X86_READ ? e->read : e->exec;
+
+    if (tag == (la & PAGE_MASK)) {
+        *page = (struct x86_tlb_page) {
+            .la = tag, .gpa = x86_tlb_gpa(cpu, la, mmu), .page_shift = PAGE_SHIFT};
+        page->host = (uint8_t *)(tag + e->addend);
+        return true;
+    }
+    const struct x86_tlb_page *known = x86_tlb_second_find(cpu, la);
+    if (!known || (access == X86_WRITE && !known->dirty) ||
+        !x86_paging_allows(cpu, known, access, mmu))
+        return false;
+    *page = *known;
+    return true;
 }
 
 struct x86_tlb_page *x86_tlb_second_insert(struct x86_cpu *cpu, const struct x86_tlb_page *page)

@@ -93,7 +93,7 @@ static bool scan_one(struct x86_translator *tr, const uint8_t *bytes, unsigned a
     s->bytes = from.bytes;
     s->offset = (uint16_t)(tr->page_offset + tr->bytes);
     x86_source_classify(s, tr->mode);
-    if (s->faults)
+    if (s->faults || tr->config.alone)
         s->kept = (uint8_t)tr->kept++;
     tr->bytes += s->insn.length;
     tr->count++;
@@ -401,7 +401,7 @@ static void translate_body(struct x86_translation *t)
     for (t->index = 0; t->index < t->tr->count && !t->e.full; t->index++) {
         unsigned slow = t->slow_count;
         t->source = &t->tr->source[t->index];
-        if (t->source->faults)
+        if (t->source->faults || t->tr->config.alone)
             t->unit->insn[t->source->kept] = t->source->insn;
         translate_one(t);
         for (; slow < t->slow_count; slow++)

@@ -41,7 +41,7 @@ struct x86_unit {
     uint8_t mode;
     uint16_t page_offset;
     bool prefers_host_flags;
-    struct x86_insn insn[];
+    struct x86_insn insn[]; /* those that may need their handlers; with `alone` all */
 };
 
 struct x86_translator_config {
@@ -50,7 +50,8 @@ struct x86_translator_config {
     const struct x86_features *features;
     size_t
         attention; /* offset from struct x86_cpu to a 64-bit word: 0, or host code is to return */
-    bool alone;    /* each unit returns after it has run: nothing is chained */
+    /* Each unit returns after it has run: nothing is chained. It keeps all its instructions. */
+    bool alone;
 };
 
 /* The host has what translated code needs; otherwise *why says what is missing. */

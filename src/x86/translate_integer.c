@@ -335,6 +335,11 @@ static void translate_div(struct x86_translation *t)
     }
     x86_emit_mov(&t->e, T0, x86_host_of[X86_RAX]);
     emit_div_guard(t, T2, is_signed, size == 8);
+    if (s->live_after) {
+        /* What it leaves in the flags is undefined, but not random: it depends on what they were. */
+        x86_flags_want(t);
+        x86_emit_mov(&t->e, T0, x86_host_of[X86_RAX]);
+    }
     struct x86_rm rm = x86_rm_reg(T2);
     enc.byte_rm = false;
     x86_emit_op(&t->e, &enc, modrm_reg(s), &rm);

@@ -381,9 +381,10 @@ static bool can_translate(const struct engine_vcpu *vcpu, const struct block *bl
 
 static void heat_up(struct engine_vcpu *vcpu, struct block *block)
 {
+    unsigned hot = vcpu->lockstep ? 1 : BLOCK_HOT; /* all is to be checked */
     uint64_t page;
 
-    if (block->heat >= BLOCK_HOT || ++block->heat < BLOCK_HOT || !can_translate(vcpu, block))
+    if (block->heat >= hot || ++block->heat < hot || !can_translate(vcpu, block))
         return;
     const uint8_t *host = code_page(&vcpu->cpu, vcpu->cpu.s.rip, &page);
     if (host && page == block->page)
@@ -429,14 +430,18 @@ bool block_loop(struct engine_vcpu *vcpu)
             cpu->s.interrupt_shadow = cpu->s.shadow_is_mov_ss = false;
             limit = 1;
         }
-        if (likely(block->unit) && limit != 1) {
-            run_unit(vcpu, block, &exit);
-            block = NULL;
-        } else {
-            if (!block->unit)
-                heat_up(vcpu, block);
+        if (unlikely(!block->unit)) {
+            heat_up(vcpu, block);
             if (unlikely(atomic_load_explicit(&vcpu->posted, memory_order_acquire)))
                 return false;
+        }
+        if (likely(block->unit) && limit != 1) {
+            if (likely(!vcpu->lockstep))
+                run_unit(vcpu, block, &exit);
+            else if (!lockstep_run(vcpu, block->unit))
+                return false;
+            block = NULL;
+        } else {
             exit = (struct x86_unit_exit) {0};
             vcpu->current = block;
             unsigned count = run(cpu, block, limit);

@@ -361,9 +361,15 @@ bool soft_memory_mark_code(struct engine_vcpu *vcpu, uint64_t address, unsigned 
     return is_at(vm, address, host);
 }
 
+bool soft_memory_has_code(struct engine_vm *vm, uint64_t address, unsigned length)
+{
+    struct soft_slot *slot = find_slot(vm, address);
+    return slot && atomic_load(&slot->code[page_index(slot, address)]) & granules(address, length);
+}
+
 /* --- x86_ops --- */
 
-static bool is_apic_page(const struct engine_vcpu *vcpu, uint64_t page)
+bool soft_is_apic_page(const struct engine_vcpu *vcpu, uint64_t page)
 {
     uint64_t base = vcpu->lapic.base;
     return (base & PAGE_MASK) == page &&
@@ -400,7 +406,7 @@ uint8_t *soft_page(void *context, gpa_t page, bool *writable)
     struct engine_vcpu *vcpu = context;
     struct soft_slot *slot = find_slot(vcpu->vm, page.v);
 
-    if (!slot || is_apic_page(vcpu, page.v))
+    if (!slot || soft_is_apic_page(vcpu, page.v))
         return NULL;
     if (*writable && !(slot->protection & MEM_PROT_WRITE))
         return NULL; /* the machine hears of writes to ROM as MMIO */

@@ -75,6 +75,8 @@ static bool take_attention(struct engine_vcpu *vcpu, struct vm_exit *exit)
         exclusive_enter(&vm->exclusive, &vcpu->member);
     }
     soft_take_posts(vcpu);
+    if (unlikely(lockstep_failed(vcpu->lockstep, exit)))
+        return false;
     if (atomic_exchange(&vcpu->kicked, false)) {
         exit->kind = VM_EXIT_INTERRUPTED;
         soft_wake(vcpu); /* the next run looks at the rest */

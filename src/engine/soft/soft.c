@@ -52,6 +52,7 @@ static void release_vcpu(struct engine_vcpu *vcpu)
 
 static void free_vcpu(struct engine_vcpu *vcpu)
 {
+    lockstep_destroy(vcpu);
     block_cache_destroy(&vcpu->cache);
     x86_translator_destroy(vcpu->translator);
     soft_stub_memory_destroy(&vcpu->code_memory);
@@ -221,6 +222,8 @@ static int vcpu_create(struct engine_vm *vm, unsigned index, struct engine_vcpu 
     pthread_mutex_init(&vcpu->post_lock, NULL);
     init_cpu(vcpu);
     int error = create_translator(vcpu, err);
+    if (!error && vcpu->translator && vm->config.code.mode == ENGINE_CODE_LOCKSTEP)
+        error = lockstep_create(vcpu, err);
     if (error) {
         free_vcpu(vcpu);
         return error;
@@ -273,6 +276,7 @@ static void vcpu_counters(struct engine_vcpu *vcpu, struct engine_vcpu_counters 
     out->interrupts = vcpu->interrupts;
     out->tlb = (struct engine_tlb_counters) {vcpu->cpu.tlb_fills, vcpu->cpu.tlb_walks,
                                              vcpu->cpu.tlb_flushes};
+    lockstep_counters(vcpu->lockstep, &out->lockstep);
 }
 
 const struct engine_ops engine_soft = {

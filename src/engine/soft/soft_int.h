@@ -14,6 +14,7 @@
 
 #include "engine/soft/block.h"
 #include "engine/soft/exclusive.h"
+#include "engine/soft/lockstep.h"
 #include "engine/soft/timer.h"
 #include "vm/engine.h"
 #include "x86/cpu.h"
@@ -79,6 +80,7 @@ struct engine_vcpu {
     struct x86_lapic lapic;
     struct exclusive_member member;
     struct block_cache cache;
+    struct lockstep *lockstep; /* NULL but in ENGINE_CODE_LOCKSTEP */
 
     /* Set by any thread when there is something to look at between two blocks; futex word. */
     _Alignas(8) _Atomic uint32_t attention;
@@ -119,6 +121,8 @@ int soft_memory_map(struct engine_vm *vm, const struct engine_slot *slot);
 int soft_memory_unmap(struct engine_vm *vm, gpa_t start, uint64_t size);
 int soft_memory_protect(struct engine_vm *vm, gpa_t start, uint64_t size, unsigned protection);
 void soft_memory_written(struct engine_vm *vm, gpa_t start, uint64_t length);
+/* The page shows this vCPU's local APIC. */
+bool soft_is_apic_page(const struct engine_vcpu *vcpu, uint64_t page);
 /* x86_ops */
 uint8_t *soft_page(void *context, gpa_t page, bool *writable);
 uint8_t *soft_store_begin(void *context, gpa_t address, unsigned length);
@@ -130,6 +134,8 @@ void soft_store_end(void *context, gpa_t address, unsigned length);
  */
 bool soft_memory_mark_code(struct engine_vcpu *vcpu, uint64_t address, unsigned length,
                            const uint8_t *host);
+/* Do these bytes (inside one page) lie where code was decoded? Marks are per 64 bytes. */
+bool soft_memory_has_code(struct engine_vm *vm, uint64_t address, unsigned length);
 /* The engine's own write to guest RAM (kvmclock); false when some byte is not writable RAM. */
 bool soft_memory_write(struct engine_vcpu *vcpu, uint64_t address, const void *from,
                        unsigned length);
