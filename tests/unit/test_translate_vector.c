@@ -445,10 +445,37 @@ static void put_other(struct code *c, struct random *r)
         put(c, others[i].byte[k]);
 }
 
+/* Often near what another instruction of the sequence accesses, by the same registers. */
+static struct operands sequence_operands(struct walk *w, const struct known_form *k,
+                                         struct operands *near, bool *has_near)
+{
+    uint64_t gpr[16];
+
+    memcpy(gpr, w->rig->before.gpr, sizeof gpr);
+    struct operands o = random_operands(w, &k->source);
+    if (!k->form.memory)
+        return o;
+    if (*has_near && below(&w->random, 4)) {
+        memcpy(w->rig->before.gpr, gpr, sizeof gpr);
+        near->reg = o.reg;
+        near->vvvv = o.vvvv;
+        near->imm = o.imm;
+        near->disp += (int32_t)below(&w->random, 5) * 16 - 32;
+        if (below(&w->random, 8) == 0)
+            near->disp += (int32_t)below(&w->random, 16);
+        return *near;
+    }
+    *near = o;
+    *has_near = true;
+    return o;
+}
+
 static void check_sequence(struct walk *w)
 {
-    unsigned count = 2 + below(&w->random, 5);
+    unsigned count = 2 + below(&w->random, 7);
     struct code c = {0};
+    struct operands near = {0};
+    bool has_near = false;
 
     random_state(w);
     for (unsigned i = 0; i < count; i++) {
@@ -457,7 +484,7 @@ static void check_sequence(struct walk *w)
             continue;
         }
         const struct known_form *k = &w->known[below(&w->random, w->known_count)];
-        struct operands o = random_operands(w, &k->source);
+        struct operands o = sequence_operands(w, k, &near, &has_near);
         put_form(&c, &k->form, &o, immediate_size(&k->source));
     }
     if (rig_translate(w->rig, c.byte, c.length))
