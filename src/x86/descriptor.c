@@ -6,18 +6,6 @@
 
 #include "x86/mem.h"
 
-uint32_t x86_descriptor_limit(const struct x86_descriptor *d)
-{
-    uint32_t limit = (d->high & 0xf0000) | (d->low & 0xffff);
-    return d->high & BIT(23) ? limit << 12 | 0xfff : limit;
-}
-
-uint64_t x86_descriptor_base(const struct x86_descriptor *d)
-{
-    return (uint64_t)d->upper << 32 | (d->high & 0xff000000) | (d->high & 0xff) << 16 |
-           d->low >> 16;
-}
-
 bool x86_descriptor_read(struct x86_cpu *cpu, uint16_t selector, struct x86_descriptor *out)
 {
     uint64_t base = cpu->s.gdtr.base;
@@ -43,15 +31,6 @@ bool x86_descriptor_read(struct x86_cpu *cpu, uint16_t selector, struct x86_desc
     out->upper = (uint32_t)value;
     out->upper_high = (uint32_t)(value >> 32);
     return true;
-}
-
-void x86_descriptor_to_segment(const struct x86_descriptor *d, uint16_t selector,
-                               struct x86_segment *out)
-{
-    *out = (struct x86_segment) {.base = x86_descriptor_base(d),
-                                 .limit = x86_descriptor_limit(d),
-                                 .selector = selector,
-                                 .attr = x86_descriptor_attr(d)};
 }
 
 void x86_descriptor_mark(struct x86_cpu *cpu, struct x86_descriptor *d, uint16_t bits, bool on)

@@ -85,8 +85,17 @@ static inline uint64_t x86_gate_offset(const struct x86_descriptor *d)
     return (uint64_t)d->upper << 32 | (d->high & 0xffff0000) | (d->low & 0xffff);
 }
 
-uint32_t x86_descriptor_limit(const struct x86_descriptor *d);
-uint64_t x86_descriptor_base(const struct x86_descriptor *d);
+static inline uint32_t x86_descriptor_limit(const struct x86_descriptor *d)
+{
+    uint32_t limit = (d->high & 0xf0000) | (d->low & 0xffff);
+    return d->high & BIT(23) ? limit << 12 | 0xfff : limit;
+}
+
+static inline uint64_t x86_descriptor_base(const struct x86_descriptor *d)
+{
+    return (uint64_t)d->upper << 32 | (d->high & 0xff000000) | (d->high & 0xff) << 16 |
+           d->low >> 16;
+}
 
 /*
  * Reads the descriptor that a selector names. False when it lies outside its table (the caller
@@ -95,8 +104,14 @@ uint64_t x86_descriptor_base(const struct x86_descriptor *d);
 bool x86_descriptor_read(struct x86_cpu *cpu, uint16_t selector, struct x86_descriptor *out);
 
 /* The hidden part for a segment register. */
-void x86_descriptor_to_segment(const struct x86_descriptor *d, uint16_t selector,
-                               struct x86_segment *out);
+static inline void x86_descriptor_to_segment(const struct x86_descriptor *d, uint16_t selector,
+                                             struct x86_segment *out)
+{
+    *out = (struct x86_segment) {.base = x86_descriptor_base(d),
+                                 .limit = x86_descriptor_limit(d),
+                                 .selector = selector,
+                                 .attr = x86_descriptor_attr(d)};
+}
 
 /* Sets (or clears) type bits in memory, atomically: accessed, busy. Nothing when they are so. */
 void x86_descriptor_mark(struct x86_cpu *cpu, struct x86_descriptor *d, uint16_t bits, bool on);

@@ -209,6 +209,8 @@ int x86_lapic_pending(struct x86_lapic *lapic)
 
 void x86_lapic_acknowledge(struct x86_lapic *lapic, uint8_t vector)
 {
+    if (vector == (uint8_t)lapic->lvt[X86_LVT_TIMER])
+        x86_lapic_timer_run(lapic); /* what came due until now is this one */
     atomic_fetch_and(&lapic->irr[vector / 32], ~(1u << vector % 32));
     lapic->isr[vector / 32] |= 1u << vector % 32;
 }
@@ -216,9 +218,10 @@ void x86_lapic_acknowledge(struct x86_lapic *lapic, uint8_t vector)
 static void accept_vector(struct x86_lapic *lapic, uint8_t vector, bool level)
 {
     uint32_t bit = 1u << vector % 32;
-    if (level)
+    bool was_level = atomic_load(&lapic->tmr[vector / 32]) & bit;
+    if (level && !was_level)
         atomic_fetch_or(&lapic->tmr[vector / 32], bit);
-    else
+    if (!level && was_level)
         atomic_fetch_and(&lapic->tmr[vector / 32], ~bit);
     atomic_fetch_or(&lapic->irr[vector / 32], bit);
 }
@@ -296,9 +299,10 @@ void x86_lapic_pulse_lint(struct x86_lapic *lapic, unsigned pin)
         atomic_fetch_or(&lapic->signals, X86_LAPIC_NMI);
 }
 
-void x86_lapic_poll(struct x86_lapic *lapic)
+void x86_lapic_poll(struct x86_lapic *lapic, bool timer)
 {
-    x86_lapic_timer_run(lapic);
+    if (timer)
+        x86_lapic_timer_run(lapic);
     if (unlikely(lapic->errors != lapic->errors_seen))
         deliver_errors(lapic);
 }
@@ -430,10 +434,10 @@ static void send_self_ipi(struct x86_lapic *lapic, uint8_t vector)
 enum {
     REG_ID = 0x02,
     REG_VERSION = 0x03,
-    REG_TPR = 0x08,
+    REG_TPR = X86_APIC_TPR,
     REG_APR = 0x09,
     REG_PPR = 0x0a,
-    REG_EOI = 0x0b,
+    REG_EOI = X86_APIC_EOI,
     REG_RRD = 0x0c,
     REG_LDR = 0x0d,
     REG_DFR = 0x0e,
@@ -442,14 +446,14 @@ enum {
     REG_TMR = 0x18,
     REG_IRR = 0x20,
     REG_ESR = 0x28,
-    REG_ICR = 0x30,
-    REG_ICR_HIGH = 0x31,
+    REG_ICR = X86_APIC_ICR,
+    REG_ICR_HIGH = X86_APIC_ICR_HIGH,
     REG_LVT = 0x32,
     REG_LVT_END = REG_LVT + X86_LVT_COUNT,
     REG_TIMER_INITIAL = 0x38,
     REG_TIMER_CURRENT = 0x39,
     REG_TIMER_DIVIDE = 0x3e,
-    REG_SELF_IPI = 0x3f,
+    REG_SELF_IPI = X86_APIC_SELF_IPI,
 };
 
 #define VERSION (0x14u | (X86_LVT_COUNT - 1) << 16)
@@ -518,6 +522,8 @@ static void write_svr(struct x86_lapic *lapic, uint32_t value)
 
 static void write_lvt(struct x86_lapic *lapic, unsigned index, uint32_t value)
 {
+    if (index == X86_LVT_TIMER)
+        x86_lapic_timer_run(lapic); /* by what holds until now */
     uint32_t old = lapic->lvt[index];
     value &= lvt_writable[index];
     if (!(lapic->svr & SVR_ENABLE))

@@ -27,6 +27,15 @@ enum x86_lapic_lvt {
     X86_LVT_COUNT
 };
 
+/* Registers that an engine looks at: offset / 16 in the xAPIC page, MSR - 0x800. */
+enum x86_lapic_register {
+    X86_APIC_TPR = 0x08,
+    X86_APIC_EOI = 0x0b,
+    X86_APIC_ICR = 0x30,
+    X86_APIC_ICR_HIGH = 0x31,
+    X86_APIC_SELF_IPI = 0x3f,
+};
+
 /* Delivery modes of messages and LVT entries. SDM vol. 3 section 11.5.1. */
 enum x86_delivery {
     X86_DELIVER_FIXED = 0,
@@ -54,7 +63,7 @@ struct x86_lapic_message {
 
 struct x86_lapic_ops {
     uint64_t (*now_ns)(void *context); /* VM time */
-    uint64_t (*tsc)(void *context);    /* the guest's TSC */
+    uint64_t (*tsc_at)(void *context, uint64_t ns); /* the guest's TSC at that VM time */
     /* The message goes to all matching APICs, this one included where it matches. */
     void (*send)(void *context, const struct x86_lapic_message *message);
     void (*eoi)(void *context, uint8_t vector); /* end of a level-triggered interrupt */
@@ -125,8 +134,8 @@ void x86_lapic_write_deadline(struct x86_lapic *lapic, uint64_t tsc);
 /* The guest's TSC was set, or its frequency. */
 void x86_lapic_tsc_changed(struct x86_lapic *lapic);
 
-/* Runs the timer and raises what became due. */
-void x86_lapic_poll(struct x86_lapic *lapic);
+/* Raises what became due: the timer's when that is to be looked at, errors. */
+void x86_lapic_poll(struct x86_lapic *lapic, bool timer);
 /* VM time at which poll has something to do next; UINT64_MAX: never. */
 uint64_t x86_lapic_next_ns(struct x86_lapic *lapic);
 

@@ -48,17 +48,10 @@ static void run_counter(struct x86_lapic *lapic)
     x86_lapic_raise_lvt(lapic, X86_LVT_TIMER);
 }
 
-static void set_deadline(struct x86_lapic *lapic, uint64_t tsc)
+static void raise_deadline(struct x86_lapic *lapic)
 {
-    lapic->tsc_deadline = tsc;
-    x86_lapic_tsc_changed(lapic);
-}
-
-static void run_deadline(struct x86_lapic *lapic)
-{
-    if (now_ns(lapic) < lapic->deadline_ns)
-        return;
-    set_deadline(lapic, 0);
+    lapic->tsc_deadline = 0;
+    lapic->deadline_ns = UINT64_MAX;
     x86_lapic_raise_lvt(lapic, X86_LVT_TIMER);
 }
 
@@ -66,8 +59,8 @@ void x86_lapic_timer_run(struct x86_lapic *lapic)
 {
     if (lapic->timer_expiry_ns != UINT64_MAX)
         run_counter(lapic);
-    if (lapic->deadline_ns != UINT64_MAX)
-        run_deadline(lapic);
+    if (lapic->deadline_ns != UINT64_MAX && now_ns(lapic) >= lapic->deadline_ns)
+        raise_deadline(lapic);
 }
 
 /* Ticks to nanoseconds, rounded up, so that the deadline has passed then. Far away is never. */
@@ -79,18 +72,27 @@ static uint64_t ticks_to_ns(uint64_t ticks, uint64_t hz)
     return ns > UINT64_MAX ? UINT64_MAX : (uint64_t)ns;
 }
 
+/* From tsc_deadline, not 0. True: it has passed. */
+static bool derive_deadline(struct x86_lapic *lapic)
+{
+    uint64_t now = now_ns(lapic), left;
+    uint64_t tsc = lapic->config.ops->tsc_at(lapic->config.context, now);
+
+    if (tsc >= lapic->tsc_deadline) {
+        lapic->deadline_ns = now;
+        return true;
+    }
+    left = ticks_to_ns(lapic->tsc_deadline - tsc, lapic->config.tsc_hz);
+    if (add_overflows(now, left, &lapic->deadline_ns))
+        lapic->deadline_ns = UINT64_MAX;
+    return false;
+}
+
 void x86_lapic_tsc_changed(struct x86_lapic *lapic)
 {
-    uint64_t deadline = lapic->tsc_deadline, tsc, left;
-
     lapic->deadline_ns = UINT64_MAX;
-    if (!deadline)
-        return;
-    tsc = lapic->config.ops->tsc(lapic->config.context);
-    left = tsc < deadline ? ticks_to_ns(deadline - tsc, lapic->config.tsc_hz) : 0;
-    /* The time is read after the TSC: late by some nanoseconds, never early. */
-    if (add_overflows(now_ns(lapic), left, &lapic->deadline_ns))
-        lapic->deadline_ns = UINT64_MAX;
+    if (lapic->tsc_deadline)
+        (void)derive_deadline(lapic);
 }
 
 uint64_t x86_lapic_next_ns(struct x86_lapic *lapic)
@@ -138,7 +140,8 @@ void x86_lapic_timer_mode_changed(struct x86_lapic *lapic, uint32_t old)
         return;
     lapic->timer_expiry_ns = UINT64_MAX;
     lapic->timer_initial = 0;
-    set_deadline(lapic, 0);
+    lapic->tsc_deadline = 0;
+    lapic->deadline_ns = UINT64_MAX;
 }
 
 uint64_t x86_lapic_read_deadline(const struct x86_lapic *lapic)
@@ -148,6 +151,10 @@ uint64_t x86_lapic_read_deadline(const struct x86_lapic *lapic)
 
 void x86_lapic_write_deadline(struct x86_lapic *lapic, uint64_t tsc)
 {
-    if (timer_mode(lapic) == MODE_DEADLINE)
-        set_deadline(lapic, tsc);
+    if (timer_mode(lapic) != MODE_DEADLINE)
+        return;
+    lapic->tsc_deadline = tsc;
+    lapic->deadline_ns = UINT64_MAX;
+    if (tsc && derive_deadline(lapic))
+        raise_deadline(lapic);
 }

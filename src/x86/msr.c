@@ -20,7 +20,6 @@ struct msr {
     int feature;       /* needed, or ANY */
     bool (*check)(const struct x86_cpu *cpu, uint64_t value); /* false: #GP; may be NULL */
     void (*apply)(struct x86_cpu *cpu, uint64_t value);       /* instead of the store, or NULL */
-    void (*after)(struct x86_cpu *cpu);                       /* the store, or NULL */
 };
 
 #define NO_FIELD UINT32_MAX
@@ -153,12 +152,6 @@ static const struct msr msrs[] = {
     {X86_MSR_CSTAR, FIELD(cstar), .writable = ALL, .feature = X86_FEATURE_LM,
      .check = check_canonical},
     {X86_MSR_SFMASK, FIELD(sfmask), .writable = 0xffffffff, .feature = X86_FEATURE_SYSCALL},
-    {X86_MSR_FS_BASE, FIELD(seg[X86_FS].base), .writable = ALL, .feature = X86_FEATURE_LM,
-     .check = check_canonical, .after = x86_cpu_update_mode},
-    {X86_MSR_GS_BASE, FIELD(seg[X86_GS].base), .writable = ALL, .feature = X86_FEATURE_LM,
-     .check = check_canonical, .after = x86_cpu_update_mode},
-    {X86_MSR_KERNEL_GS_BASE, FIELD(kernel_gs_base), .writable = ALL, .feature = X86_FEATURE_LM,
-     .check = check_canonical},
     {X86_MSR_TSC_AUX, FIELD(tsc_aux), .writable = 0xffffffff, .feature = X86_FEATURE_RDTSCP},
     {X86_MSR_XSS, FIELD(xss), .writable = 0, .feature = X86_FEATURE_XSAVES},
 
@@ -221,8 +214,47 @@ static uint64_t current_value(struct x86_cpu *cpu, const struct msr *msr, uint32
     return msr->offset == NO_FIELD ? msr->value : *field_of(cpu, msr, index);
 }
 
+/* The ones that are written all the time and are not in the table. */
+static bool is_outside(uint32_t index)
+{
+    return index == X86_MSR_TSC_DEADLINE || index - X86_MSR_X2APIC < 0x100;
+}
+
+/* The bases of FS and GS; NULL: another register. */
+static uint64_t *segment_base(struct x86_cpu *cpu, uint32_t index)
+{
+    switch (index) {
+    case X86_MSR_FS_BASE:
+        return &cpu->s.seg[X86_FS].base;
+    case X86_MSR_GS_BASE:
+        return &cpu->s.seg[X86_GS].base;
+    case X86_MSR_KERNEL_GS_BASE:
+        return &cpu->s.kernel_gs_base;
+    default:
+        return NULL;
+    }
+}
+
+static bool write_segment_base(struct x86_cpu *cpu, uint64_t *field, uint64_t value)
+{
+    if (!x86_canonical(value))
+        return false;
+    *field = value;
+    cpu->seg_base[X86_FS] = cpu->s.seg[X86_FS].base;
+    cpu->seg_base[X86_GS] = cpu->s.seg[X86_GS].base;
+    return true;
+}
+
 bool x86_msr_read(struct x86_cpu *cpu, uint32_t index, uint64_t *value)
 {
+    uint64_t *base = segment_base(cpu, index);
+
+    if (base && x86_has(cpu->features, X86_FEATURE_LM)) {
+        *value = *base;
+        return true;
+    }
+    if (is_outside(index))
+        return cpu->ops->msr_read(cpu->context, index, value);
     if (is_variable_mtrr(cpu, index)) {
         *value = *variable_mtrr(cpu, index);
         return true;
@@ -236,6 +268,12 @@ bool x86_msr_read(struct x86_cpu *cpu, uint32_t index, uint64_t *value)
 
 bool x86_msr_write(struct x86_cpu *cpu, uint32_t index, uint64_t value)
 {
+    uint64_t *base = segment_base(cpu, index);
+
+    if (base && x86_has(cpu->features, X86_FEATURE_LM))
+        return write_segment_base(cpu, base, value);
+    if (is_outside(index))
+        return cpu->ops->msr_write(cpu->context, index, value);
     if (is_variable_mtrr(cpu, index))
         return write_variable_mtrr(cpu, index, value);
     const struct msr *msr = find(cpu, index);
@@ -251,7 +289,5 @@ bool x86_msr_write(struct x86_cpu *cpu, uint32_t index, uint64_t value)
         msr->apply(cpu, value);
     else if (msr->offset != NO_FIELD)
         *field_of(cpu, msr, index) = value;
-    if (msr->after)
-        msr->after(cpu);
     return true;
 }

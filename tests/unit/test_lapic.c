@@ -21,6 +21,11 @@ static uint64_t now_ns(void *context)
     return ((struct system *)context)->now;
 }
 
+static uint64_t tsc_at(void *context, uint64_t ns)
+{
+    return ns;
+}
+
 static void send_message(void *context, const struct x86_lapic_message *message)
 {
     struct system *s = context;
@@ -41,7 +46,7 @@ static void note_eoi(void *context, uint8_t vector)
     s->eoi_vector = vector;
 }
 
-static const struct x86_lapic_ops ops = {now_ns, now_ns, send_message, note_eoi};
+static const struct x86_lapic_ops ops = {now_ns, tsc_at, send_message, note_eoi};
 
 static uint32_t get(struct x86_lapic *l, unsigned offset)
 {
@@ -195,7 +200,7 @@ static void test_errors(void **state)
     set(l, 0x280, 0);
     assert_int_equal(get(l, 0x280), 0);
     fixed(l, 7, false);
-    x86_lapic_poll(l);
+    x86_lapic_poll(l, true);
     set(l, 0x280, 0);
     assert_int_equal(get(l, 0x280), 0x40);
     get(l, 0x3f0);
@@ -267,7 +272,7 @@ static void test_timer_one_shot(void **state)
     set(l, 0x3e0, 0xb); /* by 1: the count goes on */
     assert_int_equal(get(l, 0x390), 50);
     s.now = 1851;
-    x86_lapic_poll(l);
+    x86_lapic_poll(l, true);
     assert_int_equal(x86_lapic_pending(l), 0x40);
     assert_int_equal(get(l, 0x390), 0);
     assert_true(x86_lapic_next_ns(l) == UINT64_MAX);
@@ -285,7 +290,7 @@ static void test_timer_periodic(void **state)
     set(l, 0x3e0, 0xb);
     set(l, 0x380, 1000);
     s.now = 3500; /* three periods late: one interrupt, and the phase is kept */
-    x86_lapic_poll(l);
+    x86_lapic_poll(l, true);
     assert_int_equal(x86_lapic_pending(l), 0x40);
     assert_true(x86_lapic_next_ns(l) == UINT64_MAX); /* one more would change nothing */
     x86_lapic_acknowledge(l, 0x40);
@@ -293,7 +298,7 @@ static void test_timer_periodic(void **state)
     assert_int_equal(get(l, 0x390), 500);
     set(l, 0x320, 0x30040);
     s.now = 4000;
-    x86_lapic_poll(l);
+    x86_lapic_poll(l, true);
     assert_false(requested(l, 0x40)); /* masked, but it runs */
     assert_int_equal(get(l, 0x390), 1000);
     assert_true(x86_lapic_next_ns(l) == UINT64_MAX);
@@ -313,10 +318,10 @@ static void test_timer_deadline(void **state)
     x86_lapic_write_deadline(l, 500);
     assert_int_equal(x86_lapic_next_ns(l), 500);
     s.now = 499;
-    x86_lapic_poll(l);
+    x86_lapic_poll(l, true);
     assert_int_equal(x86_lapic_pending(l), -1);
     s.now = 500;
-    x86_lapic_poll(l);
+    x86_lapic_poll(l, true);
     assert_int_equal(x86_lapic_pending(l), 0x40);
     assert_int_equal(x86_lapic_read_deadline(l), 0);
     x86_lapic_write_deadline(l, UINT64_MAX);

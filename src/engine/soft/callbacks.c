@@ -20,10 +20,14 @@ uint64_t soft_clock_ns(const struct engine_vm *vm)
     return vm->config.clock ? vm_clock_ns(vm->config.clock) : 0;
 }
 
+uint64_t soft_clock_tsc_at(const struct engine_vm *vm, uint64_t ns)
+{
+    return likely(vm->tsc_hz == NS_PER_S) ? ns : mul_div_u64(ns, vm->tsc_hz, NS_PER_S);
+}
+
 uint64_t soft_clock_tsc(const struct engine_vm *vm)
 {
-    uint64_t ns = soft_clock_ns(vm);
-    return vm->tsc_hz == NS_PER_S ? ns : mul_div_u64(ns, vm->tsc_hz, NS_PER_S);
+    return soft_clock_tsc_at(vm, soft_clock_ns(vm));
 }
 
 static uint64_t read_tsc(void *context)
@@ -70,6 +74,23 @@ static int apic_offset(const struct engine_vcpu *vcpu, gpa_t address)
                                                                   : -1;
 }
 
+/* Has the engine look at everything before the next instruction. */
+static void look_soon(struct engine_vcpu *vcpu)
+{
+    soft_notify(vcpu);
+    vcpu->cpu.end_block = true;
+}
+
+/* After a write to one of its registers, by number. What is written often is looked at closely. */
+static void apic_written(struct engine_vcpu *vcpu, unsigned reg)
+{
+    bool often = reg == X86_APIC_TPR || reg == X86_APIC_EOI || reg == X86_APIC_ICR ||
+                 reg == X86_APIC_ICR_HIGH || reg == X86_APIC_SELF_IPI;
+
+    if (!often || x86_lapic_pending(&vcpu->lapic) >= 0)
+        look_soon(vcpu);
+}
+
 static uint64_t mmio_read(void *context, gpa_t address, unsigned size)
 {
     struct engine_vcpu *vcpu = context;
@@ -91,8 +112,7 @@ static void mmio_write(void *context, gpa_t address, unsigned size, uint64_t val
 
     if (offset >= 0) {
         x86_lapic_mmio_write(&vcpu->lapic, (unsigned)offset, size, value);
-        soft_wake(vcpu); /* priorities may have changed */
-        vcpu->cpu.end_block = true;
+        apic_written(vcpu, (unsigned)offset >> 4);
         return;
     }
     soft_count(&vcpu->exits[VM_EXIT_MMIO], 1);
@@ -187,33 +207,40 @@ static bool write_apic_base(struct engine_vcpu *vcpu, uint64_t value)
     return true;
 }
 
+static void write_deadline(struct engine_vcpu *vcpu, uint64_t tsc)
+{
+    x86_lapic_write_deadline(&vcpu->lapic, tsc);
+    if (x86_lapic_pending(&vcpu->lapic) >= 0)
+        look_soon(vcpu); /* passed already, perhaps */
+    soft_set_alarm(vcpu);
+}
+
 static bool msr_write(void *context, uint32_t index, uint64_t value)
 {
     struct engine_vcpu *vcpu = context;
-    bool ok;
 
     if (index >= X86_MSR_X2APIC && index <= X86_MSR_X2APIC_END) {
-        ok = x86_lapic_msr_write(&vcpu->lapic, index, value);
-    } else if (index == X86_MSR_APIC_BASE) {
-        ok = write_apic_base(vcpu, value);
-    } else if (index == X86_MSR_TSC_DEADLINE) {
-        ok = x86_has(vcpu->cpu.features, X86_FEATURE_TSC_DEADLINE);
-        if (ok)
-            x86_lapic_write_deadline(&vcpu->lapic, value);
-    } else {
-        return soft_kvmclock_msr_write(vcpu, index, value);
+        bool ok = x86_lapic_msr_write(&vcpu->lapic, index, value);
+        apic_written(vcpu, index - X86_MSR_X2APIC);
+        return ok;
     }
-    soft_wake(vcpu);
-    vcpu->cpu.end_block = true;
-    return ok;
+    if (index == X86_MSR_TSC_DEADLINE) {
+        if (!x86_has(vcpu->cpu.features, X86_FEATURE_TSC_DEADLINE))
+            return false;
+        write_deadline(vcpu, value);
+        return true;
+    }
+    if (index != X86_MSR_APIC_BASE)
+        return soft_kvmclock_msr_write(vcpu, index, value);
+    look_soon(vcpu);
+    return write_apic_base(vcpu, value);
 }
 
 /* Looked at between instructions: the guest's time page and the timer depend on it. */
 static void tsc_changed(void *context)
 {
     struct engine_vcpu *vcpu = context;
-    soft_wake(vcpu);
-    vcpu->cpu.end_block = true;
+    look_soon(vcpu);
 }
 
 static uint64_t read_cr8(void *context)
@@ -226,8 +253,7 @@ static void write_cr8(void *context, uint64_t value)
 {
     struct engine_vcpu *vcpu = context;
     x86_lapic_write_cr8(&vcpu->lapic, value);
-    soft_wake(vcpu);
-    vcpu->cpu.end_block = true;
+    apic_written(vcpu, X86_APIC_TPR);
 }
 
 /* --- random numbers --- */

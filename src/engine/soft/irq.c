@@ -63,6 +63,7 @@ void soft_set_alarm(struct engine_vcpu *vcpu)
 void soft_timer_expired(void *context, unsigned index)
 {
     struct engine_vm *vm = context;
+    atomic_store(&vm->vcpu[index]->timer_due, true);
     soft_notify(vm->vcpu[index]);
 }
 
@@ -79,7 +80,8 @@ void soft_wait(struct engine_vcpu *vcpu)
     if (!atomic_load(&vcpu->attention))
         futex(&vcpu->attention, FUTEX_WAIT_BITSET, 0, host == UINT64_MAX ? NULL : &deadline);
     atomic_store(&vcpu->sleeping, false);
-    atomic_store(&vcpu->attention, 1); /* it may have been the deadline */
+    atomic_store(&vcpu->timer_due, true); /* perhaps */
+    atomic_store(&vcpu->attention, 1);
     exclusive_enter(&vm->exclusive, &vcpu->member);
 }
 
@@ -140,10 +142,10 @@ static uint64_t lapic_now(void *context)
     return soft_clock_ns(vcpu->vm);
 }
 
-static uint64_t lapic_tsc(void *context)
+static uint64_t lapic_tsc_at(void *context, uint64_t ns)
 {
     struct engine_vcpu *vcpu = context;
-    return soft_clock_tsc(vcpu->vm) + vcpu->cpu.s.tsc_offset;
+    return soft_clock_tsc_at(vcpu->vm, ns) + vcpu->cpu.s.tsc_offset;
 }
 
 /* Inside an instruction of the guest: the machine may take locks, so this is a safe point. */
@@ -159,7 +161,7 @@ static void lapic_eoi(void *context, uint8_t vector)
 
 const struct x86_lapic_ops soft_lapic_ops = {
     .now_ns = lapic_now,
-    .tsc = lapic_tsc,
+    .tsc_at = lapic_tsc_at,
     .send = lapic_send,
     .eoi = lapic_eoi,
 };
@@ -213,8 +215,11 @@ static void take_sipi(struct engine_vcpu *vcpu, uint8_t vector)
 
 static void take_signals(struct engine_vcpu *vcpu)
 {
-    uint32_t signals = atomic_fetch_and(&vcpu->lapic.signals, X86_LAPIC_NMI);
+    uint32_t signals = atomic_load(&vcpu->lapic.signals);
 
+    if (likely(!(signals & ~X86_LAPIC_NMI)))
+        return;
+    signals = atomic_fetch_and(&vcpu->lapic.signals, X86_LAPIC_NMI);
     if (signals & X86_LAPIC_INIT)
         take_init(vcpu);
     if (signals & X86_LAPIC_SIPI)
@@ -250,8 +255,10 @@ static bool inject(struct engine_vcpu *vcpu, enum x86_event_kind kind, uint8_t v
     vcpu->cpu.halted = false;
     vcpu->cpu.s.mp_state = X86_MP_RUNNABLE;
     soft_count(&vcpu->interrupts, 1);
-    soft_wake(vcpu); /* there may be more */
-    return x86_deliver(&vcpu->cpu, &event) == X86_OK;
+    bool good = x86_deliver(&vcpu->cpu, &event) == X86_OK;
+    if (extint_is_pending(vcpu) || x86_lapic_pending(&vcpu->lapic) >= 0 || nmi_is_pending(vcpu))
+        soft_notify(vcpu); /* there is more */
+    return good;
 }
 
 static uint8_t acknowledge_extint(struct engine_vcpu *vcpu)
@@ -275,11 +282,21 @@ static bool take_interrupt(struct engine_vcpu *vcpu)
     return inject(vcpu, X86_EVENT_INTERRUPT, (uint8_t)vector);
 }
 
+/* After the next block: what is pending cannot be taken now. Halted it needs another event. */
+static void look_again(struct engine_vcpu *vcpu)
+{
+    if (!vcpu->cpu.halted)
+        soft_notify(vcpu);
+}
+
 bool soft_take_events(struct engine_vcpu *vcpu)
 {
     struct x86_cpu *cpu = &vcpu->cpu;
 
-    x86_lapic_poll(&vcpu->lapic);
+    bool timer = atomic_load_explicit(&vcpu->timer_due, memory_order_relaxed);
+    if (timer)
+        atomic_store(&vcpu->timer_due, false);
+    x86_lapic_poll(&vcpu->lapic, timer);
     look_at_lint0(vcpu);
     take_signals(vcpu);
     if (cpu->s.mp_state == X86_MP_WAIT_SIPI)
@@ -287,22 +304,23 @@ bool soft_take_events(struct engine_vcpu *vcpu)
     if (cpu->s.pending.kind != X86_EVENT_NONE) {
         struct x86_event event = cpu->s.pending;
         cpu->s.pending.kind = X86_EVENT_NONE;
+        soft_notify(vcpu); /* there may be more */
         return x86_deliver(cpu, &event) == X86_OK;
     }
     bool blocked = cpu->s.interrupt_shadow && !cpu->halted;
-    if (nmi_is_pending(vcpu) && !cpu->s.nmi_blocked) {
-        if (!blocked) {
+    if (nmi_is_pending(vcpu)) {
+        if (!blocked && !cpu->s.nmi_blocked) {
             atomic_fetch_and(&vcpu->lapic.signals, ~X86_LAPIC_NMI);
             return inject(vcpu, X86_EVENT_NMI, X86_NMI);
         }
-        soft_wake(vcpu); /* look again after the next block */
-        return true;
+        look_again(vcpu);
+        if (!cpu->s.nmi_blocked)
+            return true;
     }
     if (!extint_is_pending(vcpu) && x86_lapic_pending(&vcpu->lapic) < 0)
         return true;
     if ((cpu->s.rflags & X86_IF) && !blocked)
         return take_interrupt(vcpu);
-    if (!cpu->halted)
-        soft_wake(vcpu);
+    look_again(vcpu);
     return true;
 }

@@ -108,4 +108,5 @@ void soft_look_at_tsc(struct engine_vcpu *vcpu)
     vcpu->offset_seen = vcpu->cpu.s.tsc_offset;
     write_time(vcpu);
     x86_lapic_tsc_changed(&vcpu->lapic);
+    atomic_store(&vcpu->timer_due, true); /* may have passed now */
 }

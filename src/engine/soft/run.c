@@ -77,7 +77,7 @@ static bool take_attention(struct engine_vcpu *vcpu, struct vm_exit *exit)
     soft_take_posts(vcpu);
     if (unlikely(lockstep_failed(vcpu->lockstep, exit)))
         return false;
-    if (atomic_exchange(&vcpu->kicked, false)) {
+    if (unlikely(atomic_load(&vcpu->kicked)) && atomic_exchange(&vcpu->kicked, false)) {
         exit->kind = VM_EXIT_INTERRUPTED;
         soft_wake(vcpu); /* the next run looks at the rest */
         return false;
@@ -98,7 +98,8 @@ static bool is_waiting(const struct engine_vcpu *vcpu)
 
 static void loop(struct engine_vcpu *vcpu, struct vm_exit *exit)
 {
-    soft_wake(vcpu); /* whatever came while outside */
+    atomic_store(&vcpu->timer_due, true);
+    atomic_store(&vcpu->attention, 1); /* whatever came while outside */
     for (;;) {
         if (atomic_load_explicit(&vcpu->attention, memory_order_acquire)) {
             if (!take_attention(vcpu, exit))

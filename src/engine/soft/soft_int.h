@@ -87,6 +87,7 @@ struct engine_vcpu {
     uint32_t attention_zero; /* translated code reads both as one */
     _Atomic bool sleeping;   /* in futex wait on attention */
     _Atomic bool kicked;
+    _Atomic bool timer_due; /* the APIC's timer is to be looked at */
 
     pthread_mutex_t post_lock;
     uint64_t post[SOFT_POSTS_MAX]; /* pages whose blocks are to be dropped */
@@ -178,6 +179,7 @@ struct soft_outside soft_outside_begin(struct engine_vcpu *vcpu);
 void soft_outside_end(struct engine_vcpu *vcpu, struct soft_outside outside);
 uint64_t soft_clock_ns(const struct engine_vm *vm);
 uint64_t soft_clock_tsc(const struct engine_vm *vm); /* without a guest's offset */
+uint64_t soft_clock_tsc_at(const struct engine_vm *vm, uint64_t ns);
 
 /* --- kvmclock.c --- */
 
