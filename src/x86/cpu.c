@@ -95,7 +95,7 @@ static void update_data_mmu(struct x86_cpu *cpu)
 
 static uint8_t level_of(uint16_t ss)
 {
-    return (ss & X86_SEG_DPL) >> X86_SEG_DPL_SHIFT;
+    return (uint8_t)((ss & X86_SEG_DPL) >> X86_SEG_DPL_SHIFT);
 }
 
 void x86_cpu_update_level(struct x86_cpu *cpu)
