@@ -3,6 +3,7 @@
  * after all faults are excluded; bytes that the manual leaves alone are not written.
  * SDM vol. 1 sections 10.5 and 13.7 to 13.12, vol. 2 under each name.
  */
+#include "x86/exec_int.h"
 #include "x86/vector_int.h"
 #include "x86/xsave_int.h"
 
@@ -45,6 +46,30 @@ static uint64_t area_la(struct x86_cpu *cpu, const struct x86_insn *insn, unsign
     return la;
 }
 
+/* An area that is written: in place when the memory is at hand, else in a buffer, by pieces. */
+struct area {
+    uint64_t la;
+    uint8_t *at; /* its image */
+    bool direct; /* which is the memory itself */
+};
+
+/* Raises what writing the area raises. */
+static struct area begin_area(struct x86_cpu *cpu, uint64_t la, unsigned size, uint8_t *buffer)
+{
+    char *direct = write_pointer(cpu, la, size);
+
+    if (likely(direct))
+        return (struct area) {la, (uint8_t *)direct, true};
+    x86_probe_write(cpu, la, size);
+    return (struct area) {la, buffer, false};
+}
+
+static void put_area(struct x86_cpu *cpu, const struct area *area, unsigned offset, unsigned size)
+{
+    if (unlikely(!area->direct))
+        x86_store_bytes(cpu, area->la + offset, area->at + offset, size);
+}
+
 static void put_xmm(const struct x86_fpu *f, uint8_t *image, unsigned count)
 {
     for (unsigned i = 0; i < count; i++)
@@ -59,17 +84,16 @@ static void put_mxcsr(const struct x86_fpu *f, uint8_t *image)
 
 static void run_fxsave(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-    const unsigned count = register_count(cpu), size = XSAVE_XMM + count * 16;
-    uint8_t image[X86_XSAVE_LEGACY_SIZE];
-    uint64_t la;
+    const unsigned count = register_count(cpu);
+    uint8_t buffer[X86_XSAVE_LEGACY_SIZE];
 
     check_fxsave(cpu);
-    la = area_la(cpu, insn, sizeof image, 16, X86_WRITE);
-    x86_fxsave_put_x87(&cpu->s.fpu, image, insn->imm & XSAVE_WIDE);
-    put_mxcsr(&cpu->s.fpu, image);
-    put_xmm(&cpu->s.fpu, image, count);
-    x86_probe_write(cpu, la, sizeof image);
-    x86_store_bytes(cpu, la, image, size);
+    const uint64_t la = area_la(cpu, insn, sizeof buffer, 16, X86_WRITE);
+    struct area area = begin_area(cpu, la, sizeof buffer, buffer);
+    x86_fxsave_put_x87(&cpu->s.fpu, area.at, insn->imm & XSAVE_WIDE);
+    put_mxcsr(&cpu->s.fpu, area.at);
+    put_xmm(&cpu->s.fpu, area.at, count);
+    put_area(cpu, &area, 0, XSAVE_XMM + count * 16);
 }
 
 static void check_mxcsr(struct x86_cpu *cpu, uint32_t mxcsr)
@@ -111,30 +135,29 @@ static unsigned area_size(uint64_t components)
 }
 
 /* Writes the components in `saved`; MXCSR when with_mxcsr. */
-static void store_components(struct x86_cpu *cpu, const struct x86_insn *insn, uint64_t la,
-                             uint64_t saved, bool with_mxcsr)
+static void store_components(struct x86_cpu *cpu, const struct x86_insn *insn,
+                             const struct area *area, uint64_t saved, bool with_mxcsr)
 {
     const unsigned count = register_count(cpu);
     const struct x86_fpu *f = &cpu->s.fpu;
-    uint8_t image[X86_XSAVE_SIZE];
 
     if (saved & X86_XCR0_X87) {
-        x86_fxsave_put_x87(f, image, insn->imm & XSAVE_WIDE);
-        x86_store_bytes(cpu, la, image, XSAVE_MXCSR);
-        x86_store_bytes(cpu, la + XSAVE_ST, image + XSAVE_ST, XSAVE_XMM - XSAVE_ST);
+        x86_fxsave_put_x87(f, area->at, insn->imm & XSAVE_WIDE);
+        put_area(cpu, area, 0, XSAVE_MXCSR);
+        put_area(cpu, area, XSAVE_ST, XSAVE_XMM - XSAVE_ST);
     }
     if (with_mxcsr) {
-        put_mxcsr(f, image);
-        x86_store_bytes(cpu, la + XSAVE_MXCSR, image + XSAVE_MXCSR, 8);
+        put_mxcsr(f, area->at);
+        put_area(cpu, area, XSAVE_MXCSR, 8);
     }
     if (saved & X86_XCR0_SSE) {
-        put_xmm(f, image, count);
-        x86_store_bytes(cpu, la + XSAVE_XMM, image + XSAVE_XMM, count * 16);
+        put_xmm(f, area->at, count);
+        put_area(cpu, area, XSAVE_XMM, count * 16);
     }
     if (saved & X86_XCR0_AVX) {
         for (unsigned i = 0; i < count; i++)
-            memcpy(image + i * 16, f->ymm[i] + 16, 16);
-        x86_store_bytes(cpu, la + X86_XSAVE_AVX_OFFSET, image, count * 16);
+            memcpy(area->at + X86_XSAVE_AVX_OFFSET + i * 16, f->ymm[i] + 16, 16);
+        put_area(cpu, area, X86_XSAVE_AVX_OFFSET, count * 16);
     }
 }
 
@@ -142,21 +165,23 @@ static void store_components(struct x86_cpu *cpu, const struct x86_insn *insn, u
 static void run_xsave(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
     const uint64_t vector = X86_XCR0_SSE | X86_XCR0_AVX;
+    uint8_t buffer[X86_XSAVE_SIZE];
     uint64_t rfbm, in_use, la, header;
 
     check_xsave(cpu, insn);
     rfbm = requested(cpu, insn);
     in_use = x86_xsave_in_use(&cpu->s.fpu) & rfbm;
     la = area_la(cpu, insn, area_size(rfbm), 64, X86_WRITE);
-    x86_probe_write(cpu, la, area_size(rfbm));
+    struct area area = begin_area(cpu, la, area_size(rfbm), buffer);
     header = x86_load(cpu, la + XSAVE_XSTATE_BV, 8);
-    store_components(cpu, insn, la, insn->imm & XSAVE_INIT_OPT ? in_use : rfbm, rfbm & vector);
+    store_components(cpu, insn, &area, insn->imm & XSAVE_INIT_OPT ? in_use : rfbm, rfbm & vector);
     x86_store(cpu, la + XSAVE_XSTATE_BV, 8, (header & ~rfbm) | in_use);
 }
 
 /* XSAVEC, XSAVES. With no other component than AVX its place is the standard one. */
 static void run_xsavec(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
+    uint8_t buffer[X86_XSAVE_SIZE];
     uint64_t rfbm, saved, la;
 
     check_xsave(cpu, insn);
@@ -165,33 +190,39 @@ static void run_xsavec(struct x86_cpu *cpu, const struct x86_insn *insn)
     if (cpu->s.fpu.mxcsr != XSAVE_MXCSR_INIT)
         saved |= rfbm & X86_XCR0_SSE;
     la = area_la(cpu, insn, area_size(rfbm), 64, X86_WRITE);
-    x86_probe_write(cpu, la, area_size(rfbm));
-    store_components(cpu, insn, la, saved, saved & X86_XCR0_SSE);
+    struct area area = begin_area(cpu, la, area_size(rfbm), buffer);
+    store_components(cpu, insn, &area, saved, saved & X86_XCR0_SSE);
     x86_store(cpu, la + XSAVE_XSTATE_BV, 8, saved);
     x86_store(cpu, la + XSAVE_XCOMP_BV, 8, rfbm | XSAVE_COMPACTED);
 }
 
-static bool header_rest_is_zero(const uint8_t *image, unsigned from)
+/* What XRSTOR looks at before it uses it: read once, the guest may be writing. */
+struct restore {
+    uint64_t header[8]; /* XSTATE_BV, XCOMP_BV, reserved */
+    uint32_t mxcsr;
+};
+
+static bool header_rest_is_zero(const struct restore *r)
 {
-    for (unsigned i = XSAVE_XSTATE_BV + from; i < XSAVE_XSTATE_BV + X86_XSAVE_HEADER_SIZE; i++)
-        if (image[i])
-            return false;
-    return true;
+    uint64_t any = 0;
+
+    for (unsigned i = 2; i < ARRAY_COUNT(r->header); i++)
+        any |= r->header[i];
+    return any == 0;
 }
 
 /* SDM vol. 1 sections 13.8 and 13.12: what a header may contain. */
 static bool header_valid(const struct x86_cpu *cpu, const struct x86_insn *insn,
-                         const uint8_t *image)
+                         const struct restore *r)
 {
     const uint64_t enabled = cpu->s.xcr0 | (insn->imm & XSAVE_SUPERVISOR ? cpu->s.xss : 0);
-    const uint64_t present = load_le64(image + XSAVE_XSTATE_BV);
-    const uint64_t format = load_le64(image + XSAVE_XCOMP_BV);
+    const uint64_t present = r->header[0], format = r->header[1];
 
     if (!(format & XSAVE_COMPACTED))
         return !(insn->imm & XSAVE_SUPERVISOR) && !(present & ~enabled) && format == 0 &&
-               load_le64(image + XSAVE_XCOMP_BV + 8) == 0;
+               r->header[2] == 0;
     return x86_has(cpu->features, X86_FEATURE_XSAVEC) && !(format & ~(enabled | XSAVE_COMPACTED)) &&
-           !(present & ~format) && header_rest_is_zero(image, 16);
+           !(present & ~format) && header_rest_is_zero(r);
 }
 
 static void load_component(struct x86_cpu *cpu, const struct x86_insn *insn, const uint8_t *image,
@@ -218,37 +249,41 @@ static void load_component(struct x86_cpu *cpu, const struct x86_insn *insn, con
  * The MXCSR that XRSTOR leaves: in the standard form it is loaded with SSE or AVX whatever
  * XSTATE_BV says, in the compacted form it is part of the SSE component.
  */
-static uint32_t restored_mxcsr(struct x86_cpu *cpu, const uint8_t *image, uint64_t rfbm)
+static uint32_t restored_mxcsr(struct x86_cpu *cpu, const struct restore *r, uint64_t rfbm)
 {
-    const bool compacted = load_le64(image + XSAVE_XCOMP_BV) & XSAVE_COMPACTED;
-    const uint64_t present = load_le64(image + XSAVE_XSTATE_BV);
+    const bool compacted = r->header[1] & XSAVE_COMPACTED;
     const uint64_t trigger = compacted ? X86_XCR0_SSE : X86_XCR0_SSE | X86_XCR0_AVX;
 
     if (!(rfbm & trigger))
         return cpu->s.fpu.mxcsr;
-    if (compacted && !(present & X86_XCR0_SSE))
+    if (compacted && !(r->header[0] & X86_XCR0_SSE))
         return XSAVE_MXCSR_INIT;
-    check_mxcsr(cpu, load_le32(image + XSAVE_MXCSR));
-    return load_le32(image + XSAVE_MXCSR);
+    check_mxcsr(cpu, r->mxcsr);
+    return r->mxcsr;
 }
 
 /* XRSTOR, XRSTORS */
 static void run_xrstor(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-    uint8_t image[X86_XSAVE_SIZE] = {0};
-    uint64_t rfbm, present;
-    unsigned size;
+    uint8_t buffer[X86_XSAVE_SIZE];
+    struct restore r;
 
     check_xsave(cpu, insn);
-    rfbm = requested(cpu, insn);
-    size = area_size(rfbm);
-    x86_load_bytes(cpu, area_la(cpu, insn, size, 64, X86_READ), image, size);
-    if (!header_valid(cpu, insn, image))
+    const uint64_t rfbm = requested(cpu, insn);
+    const unsigned size = area_size(rfbm);
+    const uint64_t la = area_la(cpu, insn, size, 64, X86_READ);
+    const uint8_t *image = (const uint8_t *)read_pointer(cpu, la, size);
+    if (unlikely(!image)) {
+        x86_load_bytes(cpu, la, buffer, size);
+        image = buffer;
+    }
+    memcpy(r.header, image + XSAVE_XSTATE_BV, sizeof r.header);
+    r.mxcsr = load_le32(image + XSAVE_MXCSR);
+    if (!header_valid(cpu, insn, &r))
         x86_raise_error(cpu, X86_GP, 0);
-    present = load_le64(image + XSAVE_XSTATE_BV);
-    cpu->s.fpu.mxcsr = restored_mxcsr(cpu, image, rfbm);
+    cpu->s.fpu.mxcsr = restored_mxcsr(cpu, &r, rfbm);
     for (unsigned i = 0; i < 3; i++) {
-        if (rfbm & present & BIT(i))
+        if (rfbm & r.header[0] & BIT(i))
             load_component(cpu, insn, image, i);
         else if (rfbm & BIT(i))
             x86_xsave_init_component(&cpu->s.fpu, i, register_count(cpu));

@@ -21,10 +21,7 @@ void x86_fxsave_put_x87(const struct x86_fpu *f, uint8_t *to, bool wide)
         store_le64(to + 8, (uint32_t)f->fip | (uint64_t)f->fcs << 32);
         store_le64(to + 16, (uint32_t)f->fdp | (uint64_t)f->fds << 32);
     }
-    for (unsigned i = 0; i < 8; i++) {
-        memset(to + XSAVE_ST + i * 16, 0, 16);
-        memcpy(to + XSAVE_ST + i * 16, f->st[i], 10);
-    }
+    memcpy(to + XSAVE_ST, f->st, sizeof f->st);
 }
 
 void x86_fxsave_get_x87(struct x86_fpu *f, const uint8_t *from, bool wide)
@@ -38,8 +35,8 @@ void x86_fxsave_get_x87(struct x86_fpu *f, const uint8_t *from, bool wide)
     f->fcs = wide ? 0 : load_le16(from + 12);
     f->fds = wide ? 0 : load_le16(from + 20);
     for (unsigned i = 0; i < 8; i++) {
-        memset(f->st[i], 0, 16);
-        memcpy(f->st[i], from + XSAVE_ST + i * 16, 10);
+        store_le64(f->st[i], load_le64(from + XSAVE_ST + i * 16));
+        store_le64(f->st[i] + 8, load_le16(from + XSAVE_ST + i * 16 + 8));
     }
     x86_fpu_update_es(f);
 }
@@ -62,14 +59,16 @@ void x86_xsave_init_component(struct x86_fpu *f, unsigned component, unsigned re
     }
 }
 
-static bool all_zero(const void *p, size_t size)
+/* The bits that are set in any of `count` halves of registers, each `stride` bytes behind. */
+static uint64_t any_bits(const uint8_t *half, unsigned count, unsigned stride)
 {
-    const uint8_t *byte = p;
+    uint64_t low = 0, high = 0;
 
-    for (size_t i = 0; i < size; i++)
-        if (byte[i])
-            return false;
-    return true;
+    for (unsigned i = 0; i < count; i++) {
+        low |= load_le64(half + i * stride);
+        high |= load_le64(half + i * stride + 8);
+    }
+    return low | high;
 }
 
 uint64_t x86_xsave_in_use(const struct x86_fpu *f)
@@ -77,14 +76,12 @@ uint64_t x86_xsave_in_use(const struct x86_fpu *f)
     uint64_t in_use = 0;
 
     if (f->fcw != FCW_DEFAULT || f->fsw || f->ftw || f->fop || f->fip || f->fdp || f->fcs ||
-        f->fds || !all_zero(f->st, sizeof f->st))
+        f->fds || any_bits(f->st[0], 8, 16))
         in_use |= X86_XCR0_X87;
-    for (unsigned i = 0; i < 16; i++) {
-        if (!all_zero(f->ymm[i], 16))
-            in_use |= X86_XCR0_SSE;
-        if (!all_zero(f->ymm[i] + 16, 16))
-            in_use |= X86_XCR0_AVX;
-    }
+    if (any_bits(f->ymm[0], 16, 32))
+        in_use |= X86_XCR0_SSE;
+    if (any_bits(f->ymm[0] + 16, 16, 32))
+        in_use |= X86_XCR0_AVX;
     return in_use;
 }
 
