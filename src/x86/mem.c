@@ -518,7 +518,7 @@ const uint8_t *x86_fetch_page(struct x86_cpu *cpu, uint64_t la, uint64_t *page_g
 {
     struct ref ref;
 
-    resolve(cpu, la & PAGE_MASK, X86_EXEC, (enum x86_mmu)cpu->mmu, &ref);
-    *page_gpa = ref.gpa;
-    return ref.host;
+    resolve(cpu, la, X86_EXEC, (enum x86_mmu)cpu->mmu, &ref); /* a fault tells the whole la */
+    *page_gpa = ref.gpa & PAGE_MASK;
+    return ref.host ? ref.host - (la & ~PAGE_MASK) : NULL;
 }

@@ -101,18 +101,34 @@ static struct x86_rm memory_operand(struct x86_translation *t, struct scratch *f
     return rm;
 }
 
-/* A register in ModRM.rm that lives in memory can be used there, but for 32-bit writes. */
+/* BT, BTS, BTR, BTC with the bit number in a register, which reaches beyond a memory operand. */
+static bool is_bit_string(const struct x86_source *s)
+{
+    return s->z.opcode_map == ZYDIS_OPCODE_MAP_0F && (s->z.opcode & 0xe7) == 0xa3;
+}
+
+/* XADD, XCHG of a register with itself: one place for both. */
+static bool is_same_register(const struct x86_source *s)
+{
+    return !s->mem && s->reg.size && s->reg.written && s->rm.written && s->reg.gpr == s->rm.gpr;
+}
+
+/*
+ * A register in ModRM.rm that lives in memory can be used there, but for 32-bit writes and where
+ * memory is something else than a register.
+ */
 static struct x86_rm register_operand(struct x86_translation *t, const struct x86_gpr_use *use,
                                       bool *store)
 {
     *store = false;
     if (x86_host_of[use->gpr] != HOST_NONE)
         return x86_rm_reg(x86_host_of[use->gpr]);
-    if (!use->written || use->size != 4)
+    bool load = is_bit_string(t->source) || is_same_register(t->source);
+    if (!load && (!use->written || use->size != 4))
         return x86_gpr_home(use->gpr);
-    if (use->read)
+    if (use->read || load)
         x86_emit_load(&t->e, T1, x86_gpr_home(use->gpr));
-    *store = true;
+    *store = use->written;
     return x86_rm_reg(T1);
 }
 
@@ -167,7 +183,7 @@ static void translate_generic(struct x86_translation *t)
         rm = register_operand(t, &s->rm, &rm_store);
     }
     if (s->reg.size)
-        reg = field_operand(t, &s->reg, free.reg);
+        reg = rm_store && is_same_register(s) ? T1 : field_operand(t, &s->reg, free.reg);
     if (s->vvvv.size)
         enc.vvvv = (uint8_t)field_operand(t, &s->vvvv, free.vvvv);
     stage_rax(t);
@@ -336,7 +352,8 @@ static void translate_div(struct x86_translation *t)
     x86_emit_mov(&t->e, T0, x86_host_of[X86_RAX]);
     emit_div_guard(t, T2, is_signed, size == 8);
     if (s->live_after) {
-        /* What it leaves in the flags is undefined, but not random: it depends on what they were. */
+        /* What it leaves in the flags is undefined, but not random: it depends on what they were.
+         */
         x86_flags_want(t);
         x86_emit_mov(&t->e, T0, x86_host_of[X86_RAX]);
     }

@@ -53,8 +53,10 @@ static bool use_field(struct x86_source *s, const ZydisDecodedOperand *op, unsig
         .read = op->actions & READS,
         .written = op->actions & WRITES,
     };
-    /* What is written in part, or perhaps, keeps the rest. */
-    if (use->written && (size < 4 || op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE))
+    /* What is written in part, or perhaps, keeps the rest; BSF and BSR of 0 write nothing. */
+    if (use->written &&
+        (size < 4 || op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE ||
+         s->z.mnemonic == ZYDIS_MNEMONIC_BSF || s->z.mnemonic == ZYDIS_MNEMONIC_BSR))
         use->read = true;
     return true;
 }
@@ -295,7 +297,8 @@ static bool is_odd(const struct x86_source *s)
             return true;
         if (s->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && s->op[0].size != 64)
             return true; /* segment registers, too */
-        return has_prefix_66(&s->z) || (s->kind == KIND_POP && s->mem);
+        return has_prefix_66(&s->z) ||
+               (s->kind == KIND_POP && s->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY);
     case KIND_LEAVE:
     case KIND_JCC:
     case KIND_JMP:

@@ -1,10 +1,11 @@
 /*
- * The differential test: sequences of user-mode instructions run on the real CPU and on x86/, and
- * everything that a program can see is compared.
+ * The differential test: sequences of user-mode instructions run on the real CPU, by x86/'s
+ * interpreter and by its translator, and everything that a program can see is compared.
  *
  * forms.c lists the instruction forms there are (enumerated through Zydis, kept when x86/ has a
  * handler); policy.c says which are left out and why, and prepares operands for some; generate.c
- * makes sequences from forms; native.c and emulated.c run them; main.c compares and counts.
+ * makes sequences from forms; native.c, emulated.c and translated.c run them; main.c compares and
+ * counts.
  */
 #ifndef PARAT_TESTS_DIFF_H
 #define PARAT_TESTS_DIFF_H
@@ -15,6 +16,7 @@
 
 #include <Zydis/Zydis.h>
 
+#include "x86/cpuid.h"
 #include "x86/insn.h"
 #include "x86/state.h"
 
@@ -170,13 +172,28 @@ bool diff_policy_operand(const struct diff_insn *insn, struct diff_random *r, ui
 /* An address for a memory operand of `size` bytes: mostly good, sometimes at an edge. */
 uint64_t diff_address(struct diff_random *r, unsigned size);
 
-/* --- running (native.c, emulated.c) --- */
+/* --- the guest of the other two (guest.c) --- */
+
+#define DIFF_RAM_SIZE (40 * 4096ull)
+#define DIFF_GPA_CODE 0x10000
+
+void diff_guest_features(struct x86_features *features);
+/* Page tables. */
+void diff_guest_build(uint8_t *ram);
+/* Memory, code and registers; the state had its values from reset or from a run before. */
+void diff_guest_load(uint8_t *ram, struct x86_state *state, const struct diff_input *input);
+/* Memory and registers; the exception is the caller's. */
+void diff_guest_store(const uint8_t *ram, const struct x86_state *state, struct diff_end *end);
+
+/* --- running (native.c, emulated.c, translated.c) --- */
 
 struct diff_native;
 int diff_native_create(struct diff_native **out);
 void diff_native_destroy(struct diff_native *native);
 void diff_native_run(struct diff_native *native, const struct diff_input *input,
                      struct diff_end *end);
+/* Has `tick` called five times a second, in a signal handler of the thread that created it. */
+void diff_native_on_tick(struct diff_native *native, void (*tick)(void *context), void *context);
 
 struct diff_emulated;
 int diff_emulated_create(struct diff_emulated **out);
@@ -186,5 +203,15 @@ const struct x86_decoder *diff_emulated_decoder(const struct diff_emulated *emul
 typedef void diff_seen(void *context, uint64_t rip);
 void diff_emulated_run(struct diff_emulated *emulated, const struct diff_input *input,
                        struct diff_end *end, diff_seen *seen, void *context);
+
+/* In the process that runs it: it has a thread. */
+struct diff_translated;
+int diff_translated_create(struct diff_translated **out);
+void diff_translated_destroy(struct diff_translated *translated);
+/* again: the code is that of the run before, and its translation is used. */
+void diff_translated_run(struct diff_translated *translated, const struct diff_input *input,
+                         bool again, struct diff_end *end);
+/* Now and then, from a signal handler: a run that takes too long ends. */
+void diff_translated_tick(struct diff_translated *translated);
 
 #endif

@@ -1,8 +1,4 @@
-/*
- * Runs a sequence with x86_step on a CPU at CPL 3 in 64-bit mode, in an address space made like the
- * native one: page tables and pages lie in one buffer.
- */
-#include <cpuid.h>
+/* Runs a sequence with x86_step on a CPU at CPL 3, in the address space of guest.c. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,15 +12,7 @@
 
 #include "diff.h"
 
-#define RAM_PAGES  32
-#define GPA_PML4   0x0000
-#define GPA_PDPT   0x1000
-#define GPA_PD     0x2000
-#define GPA_PT     0x3000 /* of DATA_BASE and STACK_BASE */
-#define GPA_PT2    0x4000 /* of CODE_BASE */
-#define GPA_MEMORY 0x5000 /* MEMORY_SIZE bytes in the order of struct diff_end */
-#define GPA_CODE   0x10000
-#define STEPS_MAX  3000
+#define STEPS_MAX 3000
 
 struct diff_emulated {
     struct x86_cpu cpu;
@@ -32,8 +20,7 @@ struct diff_emulated {
     struct x86_decoder *decoder;
     struct x86_stubs *stubs;
     struct x86_stub_memory stub_memory;
-    struct x86_segment seg[6]; /* as every run starts */
-    _Alignas(4096) uint8_t ram[RAM_PAGES * 4096];
+    _Alignas(4096) uint8_t ram[DIFF_RAM_SIZE];
 };
 
 /* --- what the CPU asks of its surroundings --- */
@@ -84,86 +71,6 @@ static const struct x86_ops ops = {.page = ram_page,
 
 /* --- setting up --- */
 
-static void host_features(struct x86_features *f)
-{
-    unsigned a, b, c, d;
-
-    __cpuid(1, a, b, c, d);
-    f->word[X86_WORD_1_EDX] = d;
-    f->word[X86_WORD_1_ECX] = c;
-    __cpuid_count(7, 0, a, b, c, d);
-    f->word[X86_WORD_7_EBX] = b;
-    f->word[X86_WORD_7_ECX] = c;
-    f->word[X86_WORD_7_EDX] = d;
-    __cpuid(0x80000001, a, b, c, d);
-    f->word[X86_WORD_80000001_EDX] = d;
-    f->word[X86_WORD_80000001_ECX] = c;
-    __cpuid_count(0xd, 1, a, b, c, d);
-    f->word[X86_WORD_D_1_EAX] = a;
-}
-
-static void page_entry(struct diff_emulated *e, uint64_t table, uint64_t index, uint64_t value)
-{
-    store_le64(e->ram + table + index * 8, value);
-}
-
-#define TABLE (X86_PTE_P | X86_PTE_W | X86_PTE_U | X86_PTE_A)
-#define RW    (TABLE | X86_PTE_D | X86_PTE_NX)
-#define RO    (X86_PTE_P | X86_PTE_U | X86_PTE_A | X86_PTE_NX)
-#define RX    (X86_PTE_P | X86_PTE_U | X86_PTE_A)
-
-/* Maps `size` bytes and returns the physical address behind them. */
-static uint64_t map(struct diff_emulated *e, uint64_t la, uint64_t size, uint64_t gpa,
-                    uint64_t bits)
-{
-    uint64_t table = la >= CODE_BASE ? GPA_PT2 : GPA_PT;
-    for (uint64_t i = 0; i < size; i += 4096)
-        page_entry(e, table, (la + i) >> 12 & 511, (gpa + i) | bits);
-    return gpa + size;
-}
-
-static void build_tables(struct diff_emulated *e)
-{
-    uint64_t gpa = GPA_MEMORY;
-
-    page_entry(e, GPA_PML4, 0, GPA_PDPT | TABLE);
-    page_entry(e, GPA_PDPT, 0, GPA_PD | TABLE);
-    page_entry(e, GPA_PD, DATA_BASE >> 21, GPA_PT | TABLE);
-    page_entry(e, GPA_PD, CODE_BASE >> 21, GPA_PT2 | TABLE);
-    gpa = map(e, DATA_BASE, DATA_RW, gpa, RW);
-    gpa = map(e, DATA_BASE + DATA_RW, DATA_RO, gpa, RO);
-    gpa = map(e, DATA_BASE + DATA_RW + DATA_RO + DATA_HOLE, DATA_TAIL, gpa, RW);
-    gpa = map(e, STACK_BASE, STACK_SIZE, gpa, RW);
-    map(e, CODE_BASE, CODE_SIZE, GPA_CODE, RX);
-}
-
-static struct x86_segment flat(uint16_t selector, uint16_t attr)
-{
-    return (struct x86_segment) {.limit = 0xffffffff, .selector = selector, .attr = attr};
-}
-
-static void user_mode(struct x86_state *s)
-{
-    s->cr0 =
-        X86_CR0_PE | X86_CR0_MP | X86_CR0_ET | X86_CR0_NE | X86_CR0_WP | X86_CR0_AM | X86_CR0_PG;
-    s->cr3 = GPA_PML4;
-    s->cr4 = X86_CR4_DE | X86_CR4_PAE | X86_CR4_PGE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT |
-             X86_CR4_OSXSAVE | X86_CR4_FSGSBASE;
-    s->efer = X86_EFER_SCE | X86_EFER_LME | X86_EFER_LMA | X86_EFER_NXE;
-    s->xcr0 = X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX;
-    s->rflags = X86_FIXED | X86_IF;
-    s->rip = CODE_BASE;
-    /* Linux's selectors; 64-bit code, DPL 3 everywhere. */
-    s->seg[X86_CS] = flat(0x33, X86_SEG_P | X86_SEG_DPL | X86_SEG_S | 0xb | X86_SEG_L | X86_SEG_G);
-    s->seg[X86_SS] = flat(0x2b, X86_SEG_P | X86_SEG_DPL | X86_SEG_S | 0x3 | X86_SEG_DB | X86_SEG_G);
-    s->seg[X86_DS] = s->seg[X86_ES] = s->seg[X86_SS];
-    s->seg[X86_FS] = s->seg[X86_GS] = (struct x86_segment) {0};
-    s->seg[X86_GS].base = GS_BASE;
-    s->gdtr.limit = s->idtr.limit = 0;
-    s->ldtr = (struct x86_segment) {0};
-    s->tr.limit = 0x40; /* too short for a port permission map: all ports are forbidden */
-}
-
 static int create_stubs(struct diff_emulated *e)
 {
     struct x86_stub_memory *m = &e->stub_memory;
@@ -188,7 +95,7 @@ int diff_emulated_create(struct diff_emulated **out)
     if (!e)
         return -ENOMEM;
     memset(e, 0, sizeof *e);
-    host_features(&e->cpuid.features);
+    diff_guest_features(&e->cpuid.features);
     e->cpuid.physical_address_bits = 40;
     error = create_stubs(e);
     if (!error)
@@ -197,7 +104,7 @@ int diff_emulated_create(struct diff_emulated **out)
         diff_emulated_destroy(e);
         return error;
     }
-    build_tables(e);
+    diff_guest_build(e->ram);
     const struct x86_cpu_config config = {.ops = &ops,
                                           .context = e,
                                           .decoder = e->decoder,
@@ -205,11 +112,6 @@ int diff_emulated_create(struct diff_emulated **out)
                                           .stubs = e->stubs,
                                           .is_bsp = true};
     x86_cpu_init(&e->cpu, &config);
-    struct x86_state state;
-    x86_cpu_get_state(&e->cpu, &state);
-    user_mode(&state);
-    x86_cpu_set_state(&e->cpu, &state);
-    memcpy(e->seg, state.seg, sizeof e->seg);
     *out = e;
     return 0;
 }
@@ -235,24 +137,10 @@ const struct x86_decoder *diff_emulated_decoder(const struct diff_emulated *e)
 
 static void load(struct diff_emulated *e, const struct diff_input *input)
 {
-    struct x86_cpu *cpu = &e->cpu;
+    struct x86_state state = e->cpu.s;
 
-    memcpy(e->ram + GPA_MEMORY, input->memory, MEMORY_SIZE);
-    memcpy(e->ram + GPA_CODE, input->code, CODE_SIZE);
-    memcpy(cpu->s.gpr, input->state.gpr, sizeof cpu->s.gpr);
-    memcpy(cpu->s.seg, e->seg, sizeof cpu->s.seg);
-    if (input->code_size == 4) {
-        cpu->s.seg[X86_CS].selector = 0x23;
-        cpu->s.seg[X86_CS].attr ^= X86_SEG_L | X86_SEG_DB;
-        cpu->s.seg[X86_GS] = (struct x86_segment) {0};
-    }
-    cpu->s.rip = input->state.rip;
-    cpu->s.rflags = input->state.rflags;
-    cpu->s.fpu = input->state.fpu;
-    cpu->s.dr6 = 0xffff0ff0;
-    cpu->s.interrupt_shadow = cpu->s.shadow_is_mov_ss = false;
-    cpu->s.pending = (struct x86_event) {0};
-    x86_cpu_update_mode(cpu);
+    diff_guest_load(e->ram, &state, input);
+    x86_cpu_set_state(&e->cpu, &state);
 }
 
 static void store(struct diff_emulated *e, struct diff_end *end)
@@ -263,13 +151,9 @@ static void store(struct diff_emulated *e, struct diff_end *end)
                 fault->kind == X86_EVENT_SOFT_INTERRUPT ||
                 fault->kind == X86_EVENT_PRIVILEGED_SOFT_EXCEPTION;
 
-    memcpy(end->memory, e->ram + GPA_MEMORY, MEMORY_SIZE);
-    memcpy(end->state.gpr, cpu->s.gpr, sizeof cpu->s.gpr);
-    end->state.rip = soft ? cpu->next_rip : cpu->s.rip;
-    end->state.rflags = cpu->s.rflags & ~(X86_RF | X86_FIXED);
-    end->state.fpu = cpu->s.fpu;
-    end->state.fpu.fop = end->state.fpu.fcs = end->state.fpu.fds = 0;
-    end->state.fpu.fip = end->state.fpu.fdp = 0;
+    diff_guest_store(e->ram, &cpu->s, end);
+    if (soft)
+        end->state.rip = cpu->next_rip;
     end->vector = fault->vector;
     end->error = fault->has_error ? fault->error : 0;
     end->cr2 = fault->vector == X86_PF_FAULT ? fault->payload : 0;

@@ -44,7 +44,8 @@ struct worker {
     struct diff_emulated *emulated;
     struct diff_forms forms;
     struct diff_sequence sequence;
-    struct diff_end real, ours;
+    struct diff_translated *translated; /* NULL for 32-bit code */
+    struct diff_end real, ours, again;
     unsigned *chosen; /* the forms to choose from */
     unsigned chosen_count;
     bool strayed; /* into the middle of an instruction: no telling what that would run */
@@ -121,10 +122,10 @@ static void print_hex(const char *name, const uint8_t *real, const uint8_t *ours
 {
     if (memcmp(real, ours, size) == 0)
         return;
-    printf("  %-8s real ", name);
+    printf("  %-8s right ", name);
     for (unsigned i = 0; i < size; i++)
         printf("%02x", real[size - 1 - i]);
-    printf("\n           ours ");
+    printf("\n           wrong ");
     for (unsigned i = 0; i < size; i++)
         printf("%02x", ours[size - 1 - i]);
     printf("\n");
@@ -133,7 +134,7 @@ static void print_hex(const char *name, const uint8_t *real, const uint8_t *ours
 static void print_number(const char *name, uint64_t real, uint64_t ours)
 {
     if (real != ours)
-        printf("  %-8s real %016llx ours %016llx\n", name, (unsigned long long)real,
+        printf("  %-8s right %016llx wrong %016llx\n", name, (unsigned long long)real,
                (unsigned long long)ours);
 }
 
@@ -170,7 +171,32 @@ static void print_differences(const struct diff_end *real, const struct diff_end
     print_fpu(&real->state.fpu, &ours->state.fpu);
     for (unsigned i = 0; i < MEMORY_SIZE; i++)
         if (real->memory[i] != ours->memory[i] && bytes++ < 8)
-            printf("  memory[%04x] real %02x ours %02x\n", i, real->memory[i], ours->memory[i]);
+            printf("  memory[%04x] right %02x wrong %02x\n", i, real->memory[i], ours->memory[i]);
+}
+
+/* --- the translator against the interpreter --- */
+
+/* With nothing left out: the same host instructions on the same operands. */
+static bool identical(const struct diff_end *a, const struct diff_end *b)
+{
+    return a->timeout == b->timeout && a->vector == b->vector && a->error == b->error &&
+           a->cr2 == b->cr2 && a->state.rip == b->state.rip && a->state.rflags == b->state.rflags &&
+           memcmp(a->state.gpr, b->state.gpr, sizeof a->state.gpr) == 0 &&
+           memcmp(&a->state.fpu, &b->state.fpu, sizeof a->state.fpu) == 0 &&
+           memcmp(a->memory, b->memory, MEMORY_SIZE) == 0;
+}
+
+/* Translated, and then by the translations that are there and linked. */
+static bool translates(struct worker *w, const struct diff_input *input)
+{
+    if (!w->translated)
+        return true;
+    for (unsigned i = 0; i < 2; i++) {
+        diff_translated_run(w->translated, input, i, &w->again);
+        if (!identical(&w->ours, &w->again))
+            return false;
+    }
+    return true;
 }
 
 /* --- one sequence --- */
@@ -196,7 +222,7 @@ static void seen(void *context, uint64_t rip)
         w->hits[low]++;
 }
 
-/* True when both agree about the first `count` instructions. */
+/* True when all agree about the first `count` instructions. */
 static bool agrees(struct worker *w, unsigned count)
 {
     struct diff_input input = w->sequence.input;
@@ -206,7 +232,7 @@ static bool agrees(struct worker *w, unsigned count)
     if (w->ours.timeout)
         return true;
     diff_native_run(w->native, &input, &w->real);
-    return same(w, &w->real, &w->ours);
+    return same(w, &w->real, &w->ours) && translates(w, &input);
 }
 
 static void print_insn(const struct diff_sequence *s, unsigned i)
@@ -234,7 +260,13 @@ static void report(struct worker *w, uint64_t number)
     printf("FAIL sequence %llu: after %u instructions (--seed %llu --first %llu --sequences 1)\n",
            (unsigned long long)number, n, (unsigned long long)w->options->seed,
            (unsigned long long)number);
-    print_differences(&w->real, &w->ours);
+    if (same(w, &w->real, &w->ours)) {
+        printf("  interpreter (right) and translator (wrong) differ\n");
+        print_differences(&w->ours, &w->again);
+    } else {
+        printf("  the real CPU (right) and the interpreter (wrong) differ\n");
+        print_differences(&w->real, &w->ours);
+    }
     if (n) {
         static struct diff_end before;
         struct diff_input input = s->input;
@@ -283,7 +315,7 @@ static void run_sequence(struct worker *w, uint64_t number)
         return;
     }
     diff_native_run(w->native, &w->sequence.input, &w->real);
-    if (same(w, &w->real, &w->ours)) {
+    if (same(w, &w->real, &w->ours) && translates(w, &w->sequence.input)) {
         __atomic_fetch_add(&w->shared->ends[w->real.vector & 31], 1, __ATOMIC_RELAXED);
         count_cases(w);
     } else if (__atomic_fetch_add(&w->shared->failures, 1, __ATOMIC_RELAXED) < FAILURES_MAX) {
@@ -318,14 +350,39 @@ static int worker_create(struct worker *w)
     return w->chosen_count ? 0 : -ENOENT;
 }
 
+static void tick(void *translated)
+{
+    diff_translated_tick(translated);
+}
+
+/* What must be made in the worker's process. */
+static int runners_create(struct worker *w)
+{
+    int error = diff_native_create(&w->native);
+
+    if (error || w->options->code_size != 8)
+        return error;
+    error = diff_translated_create(&w->translated);
+    if (!error)
+        diff_native_on_tick(w->native, tick, w->translated);
+    return error;
+}
+
+static void runners_destroy(struct worker *w)
+{
+    diff_native_destroy(w->native);
+    if (w->translated)
+        diff_translated_destroy(w->translated);
+}
+
 /* Worker `id` takes every jobs-th sequence. In a process of its own. */
 static int work(struct worker *w, unsigned id)
 {
     const struct options *o = w->options;
-    int error = diff_native_create(&w->native);
+    int error = runners_create(w);
 
     if (error) {
-        printf("diff_cpu: cannot set up native runs: %s\n", strerror(-error));
+        printf("diff_cpu: cannot set up a worker: %s\n", strerror(-error));
         return 1;
     }
     for (uint64_t i = id; i < o->sequences; i += o->jobs) {
@@ -335,7 +392,7 @@ static int work(struct worker *w, unsigned id)
         if (w->shared->failures >= FAILURES_MAX)
             break;
     }
-    diff_native_destroy(w->native);
+    runners_destroy(w);
     return 0;
 }
 

@@ -37,6 +37,8 @@ struct diff_native {
     uint8_t host_xsave[XSAVE_MAX];
     uint8_t *code; /* writable view of the code pages */
     void *alt_stack;
+    void (*tick)(void *context);
+    void *tick_context;
 };
 
 /* Signal handlers have no argument of ours: one runner per process, and this is it. */
@@ -148,6 +150,8 @@ static void handler(int signal, siginfo_t *info, void *context)
     if (signal == SIGALRM) {
         bool stuck = n->phase == RUN && n->ticked == n->runs;
         n->ticked = n->runs;
+        if (n->tick)
+            n->tick(n->tick_context);
         if (!stuck) {
             keep_flags(uc);
             return;
@@ -242,6 +246,12 @@ int diff_native_create(struct diff_native **out)
     }
     *out = n;
     return 0;
+}
+
+void diff_native_on_tick(struct diff_native *n, void (*tick)(void *context), void *context)
+{
+    n->tick_context = context;
+    n->tick = tick;
 }
 
 void diff_native_destroy(struct diff_native *n)

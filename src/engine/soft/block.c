@@ -24,6 +24,7 @@
 int block_cache_create(struct block_cache *cache)
 {
     memset(cache, 0, sizeof *cache);
+    cache->hot = BLOCK_HOT;
     /* Touched as it fills, so a small guest costs little. */
     cache->arena = mmap(NULL, ARENA_SIZE, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -381,7 +382,7 @@ static bool can_translate(const struct engine_vcpu *vcpu, const struct block *bl
 
 static void heat_up(struct engine_vcpu *vcpu, struct block *block)
 {
-    unsigned hot = vcpu->lockstep ? 1 : BLOCK_HOT; /* all is to be checked */
+    unsigned hot = vcpu->cache.hot;
     uint64_t page;
 
     if (block->heat >= hot || ++block->heat < hot || !can_translate(vcpu, block))

@@ -39,7 +39,7 @@ struct block {
     uint16_t bytes;
     uint8_t count;
     uint8_t mode; /* block_mode */
-    uint8_t heat; /* times run by the interpreter, up to BLOCK_HOT */
+    uint8_t heat; /* times run by the interpreter, up to the cache's `hot` */
     struct x86_insn insn[];
 };
 
@@ -50,7 +50,8 @@ struct block_cache {
     struct block **page;               /* lists of blocks by a hash of their page */
     struct x86_translator *translator; /* may be NULL */
     struct x86_cpu *cpu;
-    bool full; /* to be cleared before the next block is looked for */
+    bool full;    /* to be cleared before the next block is looked for */
+    unsigned hot; /* times that a block is seen until it is translated */
     uint64_t clears, decoded, translated, units;
 };
 
@@ -63,8 +64,7 @@ void block_cache_clear(struct block_cache *cache);
 /* Drops the blocks with bytes in this page. */
 void block_cache_drop_page(struct block_cache *cache, uint64_t page);
 
-/* A block is interpreted so often before it is translated. */
-#define BLOCK_HOT 12
+#define BLOCK_HOT 12 /* the default of block_cache.hot, which is at most 255 */
 
 /* Code size, real or virtual-8086 mode, and the mode of units, or no unit (its TLB has none). */
 static inline uint8_t block_mode(const struct x86_cpu *cpu)

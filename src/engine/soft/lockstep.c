@@ -58,6 +58,7 @@ int lockstep_create(struct engine_vcpu *vcpu, struct err *err)
     init_shadow(l);
     lockstep_shadow_wrap(l);
     vcpu->lockstep = l;
+    vcpu->cache.hot = 1; /* all is to be checked */
     vcpu->cpu.ops = &l->ops;
     return 0;
 }
