@@ -107,8 +107,8 @@ static void find_live_flags(struct x86_translator *tr)
 
     for (unsigned i = tr->count; i-- > 0;) {
         struct x86_source *s = &tr->source[i];
-        bool leaves = s->kind == KIND_JCC || ends_unit(s);
-        if (leaves)
+        bool leaves = s->kind == KIND_JCC || s->kind == KIND_LOOP || ends_unit(s);
+        if (leaves || (i && tr->source[i - 1].kind == KIND_STI))
             live = FLAGS_ALL;
         s->live_after = live;
         s->flags_read |= s->flags_undefined & live;
@@ -129,7 +129,8 @@ unsigned x86_translate_scan(struct x86_translator *tr, uint8_t mode, unsigned pa
     while (tr->count < X86_UNIT_INSNS_MAX && tr->bytes < available &&
            scan_one(tr, bytes, available)) {
         const struct x86_source *last = &tr->source[tr->count - 1];
-        if (ends_unit(last) || (last->kind == KIND_JCC && ++branches == SIDE_EXITS_MAX))
+        bool branch = last->kind == KIND_JCC || last->kind == KIND_LOOP;
+        if (ends_unit(last) || (branch && ++branches == SIDE_EXITS_MAX))
             break;
     }
     find_live_flags(tr);
@@ -330,7 +331,7 @@ static uint8_t first_flags_state(const struct x86_translator *tr)
         const struct x86_source *s = &tr->source[i];
         if (s->faults)
             return FLAGS_MEMORY;
-        if (s->flags_read || s->flags_written || s->kind == KIND_JCC)
+        if (s->flags_read || s->flags_written || s->kind == KIND_JCC || s->kind == KIND_LOOP)
             return FLAGS_HOST;
     }
     return FLAGS_HOST;
@@ -385,10 +386,23 @@ static void translate_one(struct x86_translation *t)
     case KIND_RET:
     case KIND_JMP_INDIRECT:
     case KIND_CALL_INDIRECT:
+    case KIND_LOOP:
         x86_translate_branch(t);
         break;
     case KIND_VECTOR:
         x86_translate_vector(t);
+        break;
+    case KIND_HIGH_BYTE:
+    case KIND_FLAGS_AH:
+    case KIND_RFLAGS_BIT:
+    case KIND_STI:
+    case KIND_PUSHF:
+    case KIND_POPF:
+    case KIND_SWAPGS:
+    case KIND_FROM_SEGMENT:
+    case KIND_BIT_STRING:
+    case KIND_STRING:
+        x86_translate_system(t);
         break;
     default:
         x86_translate_integer(t);
@@ -398,14 +412,18 @@ static void translate_one(struct x86_translation *t)
 
 static void translate_body(struct x86_translation *t)
 {
-    for (t->index = 0; t->index < t->tr->count && !t->e.full; t->index++) {
+    for (t->index = 0; t->index < t->tr->count && !t->e.full && !t->ended; t->index++) {
         unsigned slow = t->slow_count;
+        bool window = t->window;
         t->source = &t->tr->source[t->index];
         if (t->source->faults || t->tr->config.alone)
             t->unit->insn[t->source->kept] = t->source->insn;
+        t->window = false;
         translate_one(t);
         for (; slow < t->slow_count; slow++)
             t->slow[slow].resume = t->e.at;
+        if (window && !t->ended)
+            x86_emit_window(t);
     }
     if (t->ended)
         return;
@@ -429,7 +447,7 @@ bool x86_unit_make(struct x86_translator *tr, struct x86_unit *unit)
     t->e =
         (struct x86_emit) {.at = tr->at, .end = tr->config.memory.write + tr->config.memory.size};
     t->unit = unit;
-    t->ended = false;
+    t->ended = t->window = false;
     t->slow_count = t->out_count = 0;
     unit->bytes = (uint16_t)tr->bytes;
     unit->count = (uint8_t)tr->count;

@@ -23,8 +23,8 @@ static bool in_page(int64_t offset)
     return offset >= 0 && offset < (int64_t)PAGE_SIZE;
 }
 
-/* Every loop comes by here or by the jump cache. Clobbers flags, which are in memory. */
-static void emit_attention_check(struct x86_translation *t, int offset)
+/* Every loop comes by here or by the jump cache. */
+void x86_emit_attention_check(struct x86_translation *t, int offset)
 {
     x86_emit_cmp_mem32(&t->e, x86_cpu_field((int32_t)t->tr->config.attention), 0);
     x86_leave_to(t, x86_emit_jcc(&t->e, COND_NE), offset, false);
@@ -49,7 +49,7 @@ static bool is_own_start(const struct x86_translation *t, int64_t offset)
 static void jump_back(struct x86_translation *t, int64_t offset)
 {
     x86_flags_spill(t);
-    emit_attention_check(t, (int)offset);
+    x86_emit_attention_check(t, (int)offset);
     if (is_own_start(t, offset)) {
         uint8_t *jump = x86_emit_jmp(&t->e);
         if (!t->e.full)
@@ -89,6 +89,34 @@ static void translate_jcc(struct x86_translation *t)
     jump_to(t, offset);
     if (!t->e.full)
         x86_emit_link(around, t->e.at);
+    t->flags = flags;
+    t->ended = false;
+}
+
+/* RCX is counted down and looked at without changing flags. */
+static void translate_loop(struct x86_translation *t)
+{
+    static const uint8_t if_zero[] = {0xe3, 5}, if_not_zero[] = {0xe3, 2, 0xeb, 5};
+    const struct x86_source *s = t->source;
+    bool tests_zf = s->z.opcode < 0xe2;
+    uint8_t *around[2];
+
+    if (tests_zf)
+        x86_flags_want(t);
+    if (s->z.opcode == 0xe3) {
+        x86_emit_bytes(&t->e, if_zero, sizeof if_zero);
+    } else {
+        x86_emit_lea(&t->e, HOST_RCX, x86_rm_mem(HOST_RCX, -1));
+        x86_emit_bytes(&t->e, if_not_zero, sizeof if_not_zero);
+    }
+    uint8_t flags = t->flags;
+    around[0] = x86_emit_jmp(&t->e);
+    around[1] = tests_zf ? x86_emit_jcc(&t->e, s->z.opcode == 0xe0 ? COND_E : COND_NE) : NULL;
+    jump_to(t, target_offset(s));
+    for (unsigned i = 0; i < 2 && !t->e.full; i++) {
+        if (around[i])
+            x86_emit_link(around[i], t->e.at);
+    }
     t->flags = flags;
     t->ended = false;
 }
@@ -166,6 +194,9 @@ void x86_translate_branch(struct x86_translation *t)
     switch (t->source->kind) {
     case KIND_JCC:
         translate_jcc(t);
+        break;
+    case KIND_LOOP:
+        translate_loop(t);
         break;
     case KIND_JMP:
         jump_to(t, target_offset(t->source));

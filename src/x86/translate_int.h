@@ -54,6 +54,18 @@ enum x86_kind {
     KIND_JMP_INDIRECT,
     KIND_CALL_INDIRECT,
     KIND_VECTOR,
+    KIND_LOOP, /* LOOP, LOOPE, LOOPNE, JRCXZ */
+    /* translate_system.c */
+    KIND_HIGH_BYTE,  /* AH to BH are among the operands */
+    KIND_FLAGS_AH,   /* LAHF, SAHF */
+    KIND_RFLAGS_BIT, /* CLI, CLD, STD */
+    KIND_STI,
+    KIND_PUSHF,
+    KIND_POPF,
+    KIND_SWAPGS,
+    KIND_FROM_SEGMENT,
+    KIND_BIT_STRING, /* BT, BTS, BTR, BTC in memory, number in a register */
+    KIND_STRING,     /* MOVS, STOS, LODS without REP */
 };
 
 /* A general register operand: its number and what happens to it; size in bytes, 0: none. */
@@ -113,6 +125,7 @@ struct x86_translation {
     unsigned index;
     uint8_t flags; /* enum x86_flags_state */
     bool ended;    /* the present instruction does not go on to the next */
+    bool window;   /* interrupts may be taken behind the next instruction */
     uint8_t *body;
     unsigned slow_count, out_count;
     struct x86_slow slow[SLOW_MAX];
@@ -165,7 +178,7 @@ struct x86_translator {
     unsigned known_count;
     struct x86_known_key known[X86_KNOWN_KEYS];
     struct x86_known_key present[X86_UNIT_MODES]; /* used last in each mode */
-    uint32_t wraps; /* code_space_wraps seen last */
+    uint32_t wraps;                               /* code_space_wraps seen last */
     struct x86_source source[X86_UNIT_INSNS_MAX];
     struct x86_translation work;
 };
@@ -187,6 +200,12 @@ static inline bool x86_mode_vector(uint8_t mode)
 void x86_flags_spill(struct x86_translation *t);
 /* The instruction needs the guest's flags in the host's. Uses T0. */
 void x86_flags_want(struct x86_translation *t);
+/* Flags that the instruction reads, or leaves to be read after it. */
+static inline bool x86_wants_flags(const struct x86_source *s)
+{
+    return s->flags_read ||
+           ((s->flags_written | s->flags_undefined) && (s->live_after & ~s->flags_written));
+}
 /* The instruction has written flags. */
 static inline void x86_flags_changed(struct x86_translation *t)
 {
@@ -209,6 +228,8 @@ void x86_emit_rip(struct x86_translation *t, unsigned to, int32_t offset);
 void x86_source_classify(struct x86_source *s, uint8_t mode);
 /* Notes what an operand says of general registers, RAX and memory. False: not known. */
 bool x86_source_use(struct x86_source *s, const ZydisDecodedOperand *op);
+/* Number and size of a general register; false for AH, BH, CH, DH and what is none. */
+bool x86_gpr_of(ZydisRegister reg, unsigned *gpr, unsigned *size);
 /* The linear address of the memory operand in a register, T0 or a guest's own. Clobbers flags only
  * where a segment has a base. Uses T0, T1. */
 unsigned x86_emit_address(struct x86_translation *t, const ZydisDecodedOperandMem *mem);
@@ -228,10 +249,18 @@ void x86_gpr_out(struct x86_translation *t, unsigned gpr, unsigned host);
 struct x86_encoding x86_encoding_of(const struct x86_source *s);
 void x86_emit_immediates(struct x86_translation *t);
 
-/* --- translate_integer.c, translate_branch.c, translate_vector.c: by kind --- */
+/* --- translate_integer.c, translate_branch.c, …: by kind --- */
 
 void x86_translate_integer(struct x86_translation *t);
 void x86_translate_branch(struct x86_translation *t);
+/* Leaves for `offset` in the page if the caller is to look at something. Clobbers flags, which are
+ * in memory. */
+void x86_emit_attention_check(struct x86_translation *t, int offset);
+/* The kind of an instruction that is not of the usual ones; s->kind: what it might have been. */
+uint8_t x86_system_classify(struct x86_source *s, uint8_t mode);
+void x86_translate_system(struct x86_translation *t);
+/* Behind the instruction that follows STI. */
+void x86_emit_window(struct x86_translation *t);
 bool x86_vector_classify(struct x86_source *s); /* may be KIND_VECTOR */
 void x86_translate_vector(struct x86_translation *t);
 

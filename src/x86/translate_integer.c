@@ -71,20 +71,14 @@ struct scratch {
 
 static bool needs_alignment(const struct x86_source *s)
 {
-    return (s->z.attributes & ZYDIS_ATTRIB_HAS_LOCK) || s->z.mnemonic == ZYDIS_MNEMONIC_XCHG;
-}
-
-/* Flags that the instruction reads, or leaves to be read after it. */
-static bool wants_flags(const struct x86_source *s)
-{
-    return s->flags_read ||
-           ((s->flags_written | s->flags_undefined) && (s->live_after & ~s->flags_written));
+    return (s->z.attributes & ZYDIS_ATTRIB_HAS_LOCK) || s->z.mnemonic == ZYDIS_MNEMONIC_XCHG ||
+           s->z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
 }
 
 static struct x86_rm memory_operand(struct x86_translation *t, struct scratch *free)
 {
     const struct x86_source *s = t->source;
-    bool wants = wants_flags(s), stages_rax = s->rax_read || s->rax_written;
+    bool wants = x86_wants_flags(s), stages_rax = s->rax_read || s->rax_written;
 
     x86_flags_spill(t);
     unsigned la = x86_emit_address(t, &s->mem->mem);
@@ -178,7 +172,7 @@ static void translate_generic(struct x86_translation *t)
     if (s->mem) {
         rm = memory_operand(t, &free);
     } else {
-        if (wants_flags(s))
+        if (x86_wants_flags(s))
             x86_flags_want(t);
         rm = register_operand(t, &s->rm, &rm_store);
     }
@@ -408,7 +402,8 @@ static void translate_pop(struct x86_translation *t)
     unsigned host = x86_host_of[gpr] == HOST_NONE ? T2 : x86_host_of[gpr];
     x86_flags_spill(t);
     x86_emit_load(&t->e, host, x86_emit_probe(t, GUEST_RSP, 8, false, false));
-    x86_emit_lea(&t->e, GUEST_RSP, x86_rm_mem(GUEST_RSP, 8));
+    if (gpr != X86_RSP)
+        x86_emit_lea(&t->e, GUEST_RSP, x86_rm_mem(GUEST_RSP, 8));
     if (host == T2)
         x86_gpr_out(t, gpr, T2);
 }

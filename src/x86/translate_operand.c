@@ -11,8 +11,7 @@ const uint8_t x86_host_of[16] = {
 
 /* --- what an instruction uses --- */
 
-/* Number and size of a general register; false for AH, BH, CH, DH and what is none. */
-static bool gpr_of(ZydisRegister reg, unsigned *gpr, unsigned *size)
+bool x86_gpr_of(ZydisRegister reg, unsigned *gpr, unsigned *size)
 {
     static const struct {
         ZydisRegister first, last;
@@ -61,11 +60,11 @@ static bool use_field(struct x86_source *s, const ZydisDecodedOperand *op, unsig
     return true;
 }
 
-/* One that is not encoded. RCX and RDX are themselves in the host, RAX is staged. */
+/* One that is not encoded. RCX, RDX and RBX are themselves in the host, RAX is staged. */
 static bool use_implicit(struct x86_source *s, const ZydisDecodedOperand *op, unsigned gpr,
                          unsigned size)
 {
-    if (gpr == X86_RCX || gpr == X86_RDX)
+    if (gpr == X86_RCX || gpr == X86_RDX || gpr == X86_RBX)
         return true;
     if (gpr != X86_RAX)
         return false;
@@ -92,7 +91,7 @@ bool x86_source_use(struct x86_source *s, const ZydisDecodedOperand *op)
         if (op->reg.value == ZYDIS_REGISTER_RFLAGS || op->reg.value == ZYDIS_REGISTER_EFLAGS ||
             op->reg.value == ZYDIS_REGISTER_FLAGS)
             return true;
-        if (!gpr_of(op->reg.value, &gpr, &size))
+        if (!x86_gpr_of(op->reg.value, &gpr, &size))
             return op->reg.value == ZYDIS_REGISTER_AH && op->encoding == ZYDIS_OPERAND_ENCODING_NONE
                        ? use_implicit(s, op, X86_RAX, 1)
                        : false;
@@ -180,7 +179,7 @@ static uint8_t kind_by_category(const ZydisDecodedInstruction *z)
     case ZYDIS_CATEGORY_SETCC:
         return KIND_GENERIC;
     case ZYDIS_CATEGORY_COND_BR:
-        return z->opcode >= 0xe0 && z->opcode <= 0xe3 ? KIND_HANDLER : KIND_JCC;
+        return z->opcode >= 0xe0 && z->opcode <= 0xe3 ? KIND_LOOP : KIND_JCC;
     default:
         return KIND_HANDLER;
     }
@@ -194,6 +193,9 @@ static uint8_t kind_of(const ZydisDecodedInstruction *z)
     switch (z->mnemonic) {
     case ZYDIS_MNEMONIC_MOV:
         return kind_of_mov(z);
+    case ZYDIS_MNEMONIC_CMPXCHG8B:
+    case ZYDIS_MNEMONIC_CMPXCHG16B:
+        return KIND_GENERIC;
     case ZYDIS_MNEMONIC_XCHG:
         return modrm ? KIND_GENERIC : KIND_XCHG_RAX;
     case ZYDIS_MNEMONIC_BT:
@@ -293,12 +295,12 @@ static bool is_odd(const struct x86_source *s)
         return s->op[0].size < 32;
     case KIND_PUSH:
     case KIND_POP:
-        if (s->kind == KIND_POP && s->op[0].reg.value == ZYDIS_REGISTER_RSP)
-            return true;
         if (s->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER && s->op[0].size != 64)
             return true; /* segment registers, too */
         return has_prefix_66(&s->z) ||
                (s->kind == KIND_POP && s->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY);
+    case KIND_LOOP:
+        return s->z.address_width != 64 || has_prefix_66(&s->z);
     case KIND_LEAVE:
     case KIND_JCC:
     case KIND_JMP:
@@ -333,7 +335,7 @@ static bool classify_operands(struct x86_source *s)
     if (s->kind == KIND_PUSH || s->kind == KIND_POP) {
         find_memory(s);
         return s->op[0].type != ZYDIS_OPERAND_TYPE_REGISTER ||
-               gpr_of(s->op[0].reg.value, &gpr, &size);
+               x86_gpr_of(s->op[0].reg.value, &gpr, &size);
     }
     if (s->kind == KIND_JMP_INDIRECT || s->kind == KIND_CALL_INDIRECT)
         return x86_source_use(s, &s->op[0]);
@@ -360,9 +362,16 @@ static bool may_fault(const struct x86_source *s)
     case KIND_RET:
     case KIND_CALL_INDIRECT:
     case KIND_JMP_INDIRECT:
+    case KIND_STI:
+    case KIND_PUSHF:
+    case KIND_POPF:
+    case KIND_BIT_STRING:
+    case KIND_STRING:
         return true;
     case KIND_GENERIC:
     case KIND_VECTOR:
+    case KIND_HIGH_BYTE:
+    case KIND_FROM_SEGMENT:
         return s->mem;
     default:
         return false;
@@ -383,8 +392,8 @@ void x86_source_classify(struct x86_source *s, uint8_t mode)
     s->kind = kind_of(&s->z);
     if (s->kind == KIND_HANDLER && x86_mode_vector(mode) && x86_vector_classify(s))
         s->kind = KIND_VECTOR;
-    if (is_odd(s) || (s->kind != KIND_VECTOR && !classify_operands(s)))
-        s->kind = KIND_HANDLER;
+    if (s->kind == KIND_HANDLER || is_odd(s) || (s->kind != KIND_VECTOR && !classify_operands(s)))
+        s->kind = x86_system_classify(s, mode);
     if (s->kind != KIND_HANDLER)
         classify_flags(s);
     s->faults = may_fault(s);
@@ -413,7 +422,7 @@ void x86_gpr_out(struct x86_translation *t, unsigned gpr, unsigned host)
 static bool gpr_number(ZydisRegister reg, unsigned *gpr)
 {
     unsigned size;
-    return reg != ZYDIS_REGISTER_NONE && gpr_of(reg, gpr, &size);
+    return reg != ZYDIS_REGISTER_NONE && x86_gpr_of(reg, gpr, &size);
 }
 
 static bool is_rip(ZydisRegister reg)

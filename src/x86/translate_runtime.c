@@ -24,8 +24,9 @@ static bool vectors_usable(const struct x86_cpu *cpu)
 
 uint8_t x86_unit_mode(const struct x86_cpu *cpu)
 {
-    if (cpu->code_size != 8 || cpu->mmu == X86_MMU_ALIGNED || cpu->debug_active)
-        return X86_UNIT_NONE;
+    if (cpu->code_size != 8 || cpu->mmu == X86_MMU_ALIGNED || cpu->debug_active || cpu->cpl == 1 ||
+        cpu->cpl == 2)
+        return X86_UNIT_NONE; /* CPL 1, 2: so that a supervisor's TLB means CPL 0 */
     bool vector = cpu->cpl == 3 && vectors_usable(cpu);
     return (uint8_t)(cpu->mmu | vector << 2);
 }

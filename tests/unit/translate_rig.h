@@ -66,8 +66,16 @@ static inline void rig_mmio_write(void *context, gpa_t address, unsigned size, u
     (void)context, (void)address, (void)size, (void)value;
 }
 
-static const struct x86_ops rig_ops = {
-    .page = rig_page, .mmio_read = rig_mmio_read, .mmio_write = rig_mmio_write};
+static inline void rig_exclusive(void *context)
+{
+    (void)context;
+}
+
+static const struct x86_ops rig_ops = {.page = rig_page,
+                                       .mmio_read = rig_mmio_read,
+                                       .mmio_write = rig_mmio_write,
+                                       .exclusive_begin = rig_exclusive,
+                                       .exclusive_end = rig_exclusive};
 
 static inline void rig_features(struct x86_features *features)
 {
@@ -122,6 +130,12 @@ static inline void rig_state(struct translate_rig *rig)
     s->rip = RIG_CODE;
     s->rflags = 2;
     rig_paging(rig);
+}
+
+static inline void rig_set_cpl(struct translate_rig *rig, unsigned cpl)
+{
+    for (unsigned i = 0; i < 6; i++)
+        rig->before.seg[i].attr = (uint16_t)((rig->before.seg[i].attr & ~X86_SEG_DPL) | cpl << 5);
 }
 
 static inline void rig_make_cpu(struct translate_rig *rig)
@@ -204,7 +218,7 @@ static inline void rig_end(struct translate_rig *rig, unsigned which)
     x86_cpu_get_state(rig->cpu, &rig->after[which]);
 }
 
-/* From where RIP is to the end of the code. */
+/* From RIP to the end of the code, as the engine does between units. */
 static inline void rig_interpret(struct translate_rig *rig, const uint8_t *code, unsigned length)
 {
     struct x86_cpu *cpu = rig->cpu;
@@ -214,6 +228,7 @@ static inline void rig_interpret(struct translate_rig *rig, const uint8_t *code,
         uint64_t at = cpu->s.rip - RIG_CODE;
         assert_int_equal(x86_decode(rig->decoder, &cpu->decode_mode, code + at, length - at, &insn),
                          X86_DECODE_OK);
+        cpu->s.interrupt_shadow = cpu->s.shadow_is_mov_ss = false;
         cpu->next_rip = cpu->s.rip + insn.length;
         insn.run(cpu, &insn);
         cpu->s.rip = cpu->next_rip;
@@ -244,23 +259,33 @@ static inline void rig_count_call(struct x86_cpu *cpu, const struct x86_insn *in
     seen->run(cpu, seen);
 }
 
-/* Makes the unit; the instructions are in translator->source[] then. False: not of all of them. */
-static inline bool rig_translate(struct translate_rig *rig, const uint8_t *code, unsigned length)
+/* Makes the unit; the instructions are in translator->source[] then. Returns how many bytes of the
+ * code it is of. */
+static inline unsigned rig_translate_some(struct translate_rig *rig, const uint8_t *code,
+                                          unsigned length)
 {
     struct x86_translator *tr = rig->translator;
 
     x86_translator_reset(tr, rig->cpu);
     x86_cpu_set_state(rig->cpu, &rig->before);
     uint8_t mode = x86_unit_mode(rig->cpu);
-    assert_true(x86_mode_vector(mode));
-    if (x86_translate_scan(tr, mode, 0, code, length) != length)
-        return false;
+    assert_true(rig->before.seg[X86_SS].attr & X86_SEG_DPL ? x86_mode_vector(mode)
+                                                           : mode != X86_UNIT_NONE);
+    unsigned bytes = x86_translate_scan(tr, mode, 0, code, length);
+    if (!bytes)
+        return 0;
     assert_true(x86_unit_make(tr, rig->unit));
     for (unsigned i = 0; i < tr->kept; i++) {
         rig->seen[i] = rig->unit->insn[i];
         rig->unit->insn[i].run = rig_count_call;
     }
-    return true;
+    return bytes;
+}
+
+/* False: not of all of them. */
+static inline bool rig_translate(struct translate_rig *rig, const uint8_t *code, unsigned length)
+{
+    return rig_translate_some(rig, code, length) == length;
 }
 
 /* A unit ends early where the CPU leaves its mode: the interpreter goes on. */
