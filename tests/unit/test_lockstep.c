@@ -570,7 +570,8 @@ static void test_values_that_differ_each_time(void **state)
     LOAD(t, CODE, values_program);
     run_clean(t);
     assert_int_equal(counters(t).retries, 0);
-    assert_true(counters(t).unchecked < 5);
+    assert_in_range(counters(t).unchecked, 0,
+                    15); /* the unit of the last turn, with the OUT behind it */
 }
 
 /* Devices are asked as often as the guest asks. */
