@@ -3,7 +3,8 @@
  *
  * Elements go one by one through the checked accesses, or, where both sides are plain memory within
  * a page, as one run of the host's own instruction: it has the guest's semantics for overlap,
- * direction and flags. Registers are written back after each element or run, so that a fault leaves
+ * direction and flags. Where that is slow (short, unaligned or backward copies, comparisons) larger
+ * pieces go before it. Registers are written back after each element or run, so that a fault leaves
  * them at the element that faulted. A long repetition stops now and then with the instruction still
  * to be finished (next_rip is its own address), so that interrupts get through.
  */
@@ -22,6 +23,7 @@ struct string {
     uint64_t count;  /* elements left to do */
     uint64_t si, di; /* offsets */
     bool backward;
+    bool flat; /* 64-bit addresses in 64-bit code: no limits */
 };
 
 ALWAYS_INLINE uint64_t step_of(const struct string *s, uint64_t elements)
@@ -52,6 +54,7 @@ ALWAYS_INLINE struct string string_begin(struct x86_cpu *cpu, const struct x86_i
     s.si = cpu->s.gpr[X86_RSI] & s.mask;
     s.di = cpu->s.gpr[X86_RDI] & s.mask;
     s.backward = cpu->s.rflags & X86_DF;
+    s.flat = insn->address_size == 8 && cpu->code_size == 8;
     return s;
 }
 
@@ -112,20 +115,32 @@ static uint64_t page_run(const struct string *s, uint64_t la)
     return s->backward ? offset / s->size + 1 : (PAGE_SIZE - offset) / s->size;
 }
 
-/*
- * How many elements may be done at once at this linear address of a segment; 0: none, do one by
- * one. *host is the first element then.
- */
-static uint64_t run_at(struct string *s, unsigned seg, uint64_t offset, uint64_t la,
-                       enum x86_access access, uint8_t **host)
+static uint64_t run_by_walk(struct string *s, unsigned seg, uint64_t offset, uint64_t la,
+                            enum x86_access access, uint8_t **host)
 {
     uint64_t length = s->size;
-    uint64_t count = MIN(page_run(s, la), segment_run(s, seg, offset));
+    uint64_t count = MIN(page_run(s, la), s->flat ? UINT64_MAX : segment_run(s, seg, offset));
 
     if (!count)
         return 0;
     *host = x86_string_pointer(s->cpu, la, access, &length);
     return *host && length >= s->size ? count : 0;
+}
+
+/*
+ * How many elements may be done at once at this linear address of a segment; 0: none, do one by
+ * one. *host is the first element then.
+ */
+ALWAYS_INLINE uint64_t run_at(struct string *s, unsigned seg, uint64_t offset, uint64_t la,
+                              enum x86_access access, uint8_t **host)
+{
+    const struct x86_tlb_entry *e = &s->cpu->tlb_now[la >> PAGE_SHIFT & (X86_TLB_SIZE - 1)];
+    uint64_t tag = access == X86_WRITE ? e->write : e->read;
+
+    if (unlikely(!s->flat || tag != (la & PAGE_MASK)))
+        return run_by_walk(s, seg, offset, la, access, host);
+    *host = (uint8_t *)(la + e->addend);
+    return page_run(s, la);
 }
 
 /* The run on the other side was found at `revocations`; is its host address still good? */
@@ -165,6 +180,7 @@ ALWAYS_INLINE void repeat(struct x86_cpu *cpu, const struct x86_insn *insn, unsi
         string_advance(&s, use, done);
         if (s.count && more && (budget < 0 || cpu->end_block || cpu->debug_active)) {
             cpu->next_rip = cpu->s.rip;
+            cpu->end_block = true;
             return;
         }
     }
@@ -178,6 +194,72 @@ ALWAYS_INLINE void repeat(struct x86_cpu *cpu, const struct x86_insn *insn, unsi
         else                                                                                       \
             __asm__ volatile(insn __VA_ARGS__);                                                    \
     } while (0)
+
+/* --- larger pieces, each byte read and written once as the instruction does --- */
+
+#define PIECE 16u
+
+struct piece {
+    uint64_t word[2];
+};
+
+ALWAYS_INLINE struct piece piece_load(const uint8_t *p)
+{
+    struct piece v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+ALWAYS_INLINE void piece_store(uint8_t *p, struct piece v)
+{
+    memcpy(p, &v, sizeof v);
+}
+
+/* Short copies, which start slowly as a host instruction. The areas are apart. */
+#define SHORT_COPY 256u
+
+static void copy_short(uint8_t *to, const uint8_t *from, uint64_t length)
+{
+    for (; length >= PIECE; length -= PIECE, to += PIECE, from += PIECE)
+        piece_store(to, piece_load(from));
+    if (length & 8)
+        store_le64(to, load_le64(from));
+    to += length & 8, from += length & 8;
+    if (length & 4)
+        store_le32(to, load_le32(from));
+    to += length & 4, from += length & 4;
+    if (length & 2)
+        store_le16(to, load_le16(from));
+    to += length & 2, from += length & 2;
+    if (length & 1)
+        *to = *from;
+}
+
+/*
+ * A run of a copy in the host's memory: `left` elements from `from` on. What the pieces leave over
+ * is the host instruction's. Pieces need to be at least as far apart as they are long.
+ */
+ALWAYS_INLINE bool copy_is_short(const uint8_t *to, const uint8_t *from, uint64_t length)
+{
+    return length <= SHORT_COPY && (uint64_t)(to - from) >= length;
+}
+
+/* From the last byte of the first element downwards; returns how many bytes it has copied. */
+static uint64_t copy_backward(uint8_t *to, const uint8_t *from, uint64_t length)
+{
+    uint64_t done = 0;
+
+    if ((uint64_t)(from - to) < PIECE)
+        return 0;
+    for (; length - done >= PIECE; done += PIECE)
+        piece_store(to - done - (PIECE - 1), piece_load(from - done - (PIECE - 1)));
+    return done;
+}
+
+typedef uint8_t bytes_1 __attribute__((vector_size(PIECE)));
+typedef uint16_t bytes_2 __attribute__((vector_size(PIECE)));
+typedef uint32_t bytes_4 __attribute__((vector_size(PIECE)));
+typedef uint64_t bytes_8 __attribute__((vector_size(PIECE)));
 
 /* --- MOVS --- */
 
@@ -201,6 +283,13 @@ ALWAYS_INLINE bool movs_element(struct string *s, unsigned size)
         if (!run_stays(s, revocations))                                                            \
             return 0;                                                                              \
         uint64_t count = MIN(s->count, MIN(a, b)), left = count;                                   \
+        if (s->backward) {                                                                         \
+            uint64_t skip = copy_backward(to + n - 1, from + n - 1, count * n);                    \
+            to -= skip, from -= skip, left -= skip / n;                                            \
+        } else if (copy_is_short(to, from, count * n)) {                                           \
+            copy_short(to, from, count *n);                                                        \
+            return count;                                                                          \
+        }                                                                                          \
         HOST_STRING("rep movs" suffix, : "+S"(from), "+D"(to), "+c"(left) : : "memory", "cc");     \
         return count;                                                                              \
     }
@@ -249,6 +338,56 @@ ALWAYS_INLINE bool goes_on(const struct string *s)
         cpu->s.rflags = flags_join(cpu->s.rflags, ax);                                             \
     }
 
+/*
+ * How many elements at the front of a run decide nothing, in whole pieces; at least one is left for
+ * the host instruction, which makes the flags. REPE CMPS: equal ones. SCAS: those that differ from
+ * the value (REPNE), or are equal to it.
+ */
+ALWAYS_INLINE bytes_8 difference(const uint8_t *a, const uint8_t *b)
+{
+    bytes_8 x, y;
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return x ^ y;
+}
+
+static uint64_t skip_equal(const uint8_t *a, const uint8_t *b, uint64_t length)
+{
+    uint64_t done = 0;
+
+    for (; length - done > 4 * PIECE; done += 4 * PIECE) {
+        const uint8_t *x = a + done, *y = b + done;
+        bytes_8 any =
+            (difference(x, y) | difference(x + PIECE, y + PIECE)) |
+            (difference(x + 2 * PIECE, y + 2 * PIECE) | difference(x + 3 * PIECE, y + 3 * PIECE));
+        if (any[0] | any[1])
+            break;
+    }
+    for (; length - done > PIECE; done += PIECE) {
+        bytes_8 any = difference(a + done, b + done);
+        if (any[0] | any[1])
+            break;
+    }
+    return done;
+}
+
+#define SKIP(n, type)                                                                              \
+    static uint64_t skip_##n(const uint8_t *p, uint64_t length, uint64_t value, bool while_equal)  \
+    {                                                                                              \
+        bytes_##n wanted = (bytes_##n) {0} + (type)value;                                          \
+        uint64_t done = 0;                                                                         \
+        for (; length - done > PIECE; done += PIECE) {                                             \
+            bytes_##n v;                                                                           \
+            bytes_8 hits;                                                                          \
+            memcpy(&v, p + done, sizeof v);                                                        \
+            v = while_equal ? (bytes_##n)(v != wanted) : (bytes_##n)(v == wanted);                 \
+            memcpy(&hits, &v, sizeof hits);                                                        \
+            if (hits[0] | hits[1])                                                                 \
+                break;                                                                             \
+        }                                                                                          \
+        return done;                                                                               \
+    }
+
 /* Compares the source with the destination, and reads the destination first, as AMD's do. */
 #define CMPS_SIZE(n, suffix)                                                                       \
     static bool cmps_element_##n(struct string *s)                                                 \
@@ -269,6 +408,10 @@ ALWAYS_INLINE bool goes_on(const struct string *s)
         uint64_t count = MIN(s->count, MIN(a, b)), left = count, ax = 0;                           \
         if (!count || !run_stays(s, revocations))                                                  \
             return 0;                                                                              \
+        if (!s->backward && !(s->insn->flags & X86_INSN_REPNE)) {                                  \
+            uint64_t skip = skip_equal(from, to, count * n);                                       \
+            from += skip, to += skip, left -= skip / n;                                            \
+        }                                                                                          \
         if (s->insn->flags & X86_INSN_REPNE)                                                       \
             HOST_STRING("repne cmps" suffix FLAGS_OUT,                                             \
                         : "+S"(from), "+D"(to), "+c"(left), "+a"(ax)                               \
@@ -284,7 +427,8 @@ ALWAYS_INLINE bool goes_on(const struct string *s)
         return count - left;                                                                       \
     }
 
-#define SCAS_SIZE(n, suffix)                                                                       \
+#define SCAS_SIZE(n, suffix, type)                                                                 \
+    SKIP(n, type)                                                                                  \
     static bool scas_element_##n(struct string *s)                                                 \
     {                                                                                              \
         uint64_t b = x86_load(s->cpu, destination_la(s, X86_READ), n);                             \
@@ -299,6 +443,10 @@ ALWAYS_INLINE bool goes_on(const struct string *s)
         uint64_t left = count, ax = s->cpu->s.gpr[X86_RAX];                                        \
         if (!count)                                                                                \
             return 0;                                                                              \
+        if (!s->backward) {                                                                        \
+            uint64_t skip = skip_##n(to, count * n, ax, !(s->insn->flags & X86_INSN_REPNE));       \
+            to += skip, left -= skip / n;                                                          \
+        }                                                                                          \
         if (s->insn->flags & X86_INSN_REPNE)                                                       \
             HOST_STRING("repne scas" suffix FLAGS_OUT,                                             \
                         : "+D"(to), "+c"(left), "+a"(ax)                                           \
@@ -353,7 +501,7 @@ ALWAYS_INLINE bool outs_element(struct string *s, unsigned size)
     ELEMENT(lods, n)                                                                               \
     COMPARE(n, type)                                                                               \
     CMPS_SIZE(n, suffix)                                                                           \
-    SCAS_SIZE(n, suffix)                                                                           \
+    SCAS_SIZE(n, suffix, type)                                                                     \
     MOVS_RUN(n, suffix)                                                                            \
     STOS_RUN(n, suffix)                                                                            \
     STRING_HANDLER(movs, n, USE_SI | USE_DI, movs_run_##n)                                         \
@@ -388,8 +536,6 @@ static bool bind_string(const struct x86_decode *d, struct x86_insn *out, x86_ha
         if (is_mem(d, i) && d->op[i].mem.base != ZYDIS_REGISTER_NONE &&
             x86_register_offset(d->op[i].mem.base) == GPR_OFFSET(X86_RSI))
             out->seg = x86_segment_number(d->op[i].mem.segment);
-    if (out->flags & (X86_INSN_REP | X86_INSN_REPNE))
-        out->flags |= X86_INSN_END; /* may have to be run again */
     out->run = run;
     return true;
 }
