@@ -1,10 +1,11 @@
 /*
- * A vCPU's cache of decoded blocks, keyed by guest-physical address and decode mode. Only the
- * vCPU's own thread uses it. A block that has run a few times gets a unit of host code, which
- * starts where the block does and may go on behind its end.
+ * A vCPU's caches of code, keyed by guest-physical address and mode: decoded blocks, and the units
+ * of host code that take the place of blocks which have run often. Only the vCPU's own thread uses
+ * them.
  *
- * Dropped blocks stay readable until the arena is emptied (block_cache_clear, only between blocks):
- * the block that runs may drop itself, and links to a dropped block fail by its dead address.
+ * Blocks lie in a small arena that is emptied whole when it is full: those still in use are decoded
+ * again. Units stay until the code memory is full; then everything goes. Dropped blocks and units
+ * stay readable until then: the one that runs may drop itself.
  */
 #ifndef PARAT_ENGINE_SOFT_BLOCK_H
 #define PARAT_ENGINE_SOFT_BLOCK_H
@@ -14,59 +15,82 @@
 #include <stdint.h>
 
 #include "base/bits.h"
+#include "engine/soft/code_index.h"
 #include "x86/cpu.h"
 #include "x86/insn.h"
 #include "x86/translate.h"
 
 struct engine_vcpu;
 
-#define BLOCK_INSNS_MAX    48
-#define BLOCK_ADDRESS_DEAD UINT64_MAX
-#define BLOCK_NO_TAIL      UINT64_MAX
+#define BLOCK_INSNS_MAX 48
+#define BLOCK_NO_TAIL   UINT64_MAX
 
 /*
  * Straight-line code inside one page; only a block of one instruction may reach into a second page,
  * `tail`, which must be what follows in the linear address space at each execution.
  */
 struct block {
-    uint64_t address; /* gpa of the first byte; BLOCK_ADDRESS_DEAD once dropped */
-    uint64_t page;    /* gpa of its page, also once dropped */
-    uint64_t tail;    /* gpa of the second page, or BLOCK_NO_TAIL */
-    struct block *hash_next;
-    struct block *page_next[2]; /* in the list of its page, of its tail */
+    struct code code;
+    uint64_t tail; /* gpa of the second page, or BLOCK_NO_TAIL */
+    struct block *tail_next;
     struct block *successor[2]; /* last seen after it: by falling through, by a jump */
-    struct x86_unit *unit;      /* host code, or NULL */
     uint16_t bytes;
     uint8_t count;
-    uint8_t mode; /* block_mode */
-    uint8_t heat; /* times run by the interpreter, up to the cache's `hot` */
+    bool never; /* no unit could be made of it */
     struct x86_insn insn[];
 };
 
+/* A unit's place in the index. */
+struct translation {
+    struct code code;
+    struct x86_unit unit; /* last: its size varies */
+};
+
+#define BLOCK_TAIL_BUCKETS 256u
+/* How often the code at an address was interpreted, by a hash of its key: outlives the blocks. */
+#define BLOCK_HEAT_BITS 16u
+
 struct block_cache {
+    struct code_index blocks;
     uint8_t *arena;
     size_t used;
-    struct block **hash;
-    struct block **page;               /* lists of blocks by a hash of their page */
+    struct block *tail[BLOCK_TAIL_BUCKETS]; /* lists of blocks with a tail, by a hash of its page */
+    uint8_t heat[1u << BLOCK_HEAT_BITS];
+
+    struct code_index units;
+    uint8_t *unit_arena;
+    size_t unit_size, unit_used;
     struct x86_translator *translator; /* may be NULL */
     struct x86_cpu *cpu;
     bool full;    /* to be cleared before the next block is looked for */
-    unsigned hot; /* times that a block is seen until it is translated */
-    uint64_t clears, decoded, translated, units;
+    unsigned hot; /* times that code is interpreted until it is translated */
+
+    /* Counters, written by the owner. */
+    uint64_t decodes; /* times that the arena of blocks was emptied */
+    uint64_t decoded; /* instructions */
+    uint64_t clears;  /* of everything */
+    uint64_t units_made, units_dropped, translated;
+    uint64_t entries, notes; /* runs of units begun by block_loop; jump cache entries made */
 };
 
-int block_cache_create(struct block_cache *cache) MUST_USE;
+/* unit_size: bytes for all struct x86_unit; touched as they are used. */
+int block_cache_create(struct block_cache *cache, size_t unit_size) MUST_USE;
 void block_cache_destroy(struct block_cache *cache);
 void block_cache_set_translator(struct block_cache *cache, struct x86_translator *translator,
                                 struct x86_cpu *cpu);
-/* Empties it; no block is running. */
+/* Empties it; nothing of it is running. */
 void block_cache_clear(struct block_cache *cache);
-/* Drops the blocks with bytes in this page. */
+/* Drops all that was made of bytes in this page. */
 void block_cache_drop_page(struct block_cache *cache, uint64_t page);
 
-#define BLOCK_HOT 12 /* the default of block_cache.hot, which is at most 255 */
+#define BLOCK_HOT 24 /* the default of block_cache.hot, which is at most 255 */
 
-/* Code size, real or virtual-8086 mode, and the mode of units, or no unit (its TLB has none). */
+/*
+ * Code size, real or virtual-8086 mode, and the mode of units, or no unit (its TLB has none).
+ * BLOCK_SHADOW: only its first instruction runs, in an interrupt shadow; never a unit.
+ */
+#define BLOCK_SHADOW          0x01
+#define BLOCK_UNIT_MODE(mode) ((uint8_t)((mode) >> 5))
 static inline uint8_t block_mode(const struct x86_cpu *cpu)
 {
     uint8_t unit = x86_unit_mode(cpu);
@@ -75,9 +99,37 @@ static inline uint8_t block_mode(const struct x86_cpu *cpu)
     return (uint8_t)(cpu->decode_mode.code_size | cpu->decode_mode.real_or_v86 << 4 | unit << 5);
 }
 
+/* Code at an address, to be looked for or made. */
+struct block_place {
+    uint64_t key;
+    uint64_t la;
+    const uint8_t *page; /* the host address of its page */
+};
+
+static inline struct translation *block_find_unit(const struct block_cache *cache, uint64_t key)
+{
+    return (struct translation *)code_index_find(&cache->units, key);
+}
+
+static inline struct block *block_find(const struct block_cache *cache, uint64_t key)
+{
+    return (struct block *)code_index_find(&cache->blocks, key);
+}
+
 /*
- * Runs blocks from CS:RIP on until attention is wanted, the CPU halted or needs single
- * instructions. True: the next instruction cannot come from a block (x86_step it). May raise.
+ * Decodes. May empty the arena of blocks (cache->decodes changes), may wait in an exclusive
+ * section, may raise a fetch fault. NULL: only x86_step can do it.
+ */
+struct block *block_make(struct engine_vcpu *vcpu, const struct block_place *place);
+/* Has been interpreted once more: host code in place of the block, or NULL. May wait, too. */
+struct translation *block_heat_up(struct engine_vcpu *vcpu, struct block *block,
+                                  const struct block_place *place);
+
+/* --- dispatch.c --- */
+
+/*
+ * Runs code from CS:RIP on until attention is wanted, the CPU halted or needs single instructions.
+ * True: the next instruction cannot come from a block (x86_step it). May raise.
  */
 bool block_loop(struct engine_vcpu *vcpu);
 

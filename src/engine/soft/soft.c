@@ -215,7 +215,7 @@ static int vcpu_create(struct engine_vm *vm, unsigned index, struct engine_vcpu 
         return err_set(err, ENOMEM, "out of memory");
     vcpu->vm = vm;
     vcpu->index = index;
-    if (block_cache_create(&vcpu->cache)) {
+    if (block_cache_create(&vcpu->cache, align_up(vm->config.code.cache_size, PAGE_SIZE))) {
         release_vcpu(vcpu);
         return err_set(err, ENOMEM, "engine soft: no memory for CPU %u's decoded code", index);
     }
