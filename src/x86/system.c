@@ -341,7 +341,6 @@ static void run_sti(struct x86_cpu *cpu, const struct x86_insn *insn)
     if (!(cpu->s.rflags & X86_IF))
         cpu->s.interrupt_shadow = true;
     cpu->s.rflags |= X86_IF;
-    cpu->end_block = true;
 }
 
 /* AC changes which TLB table data accesses use. */

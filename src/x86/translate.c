@@ -81,6 +81,13 @@ static bool ends_unit(const struct x86_source *s)
     }
 }
 
+/* Goes elsewhere without having looked for attention. */
+static bool jumps_in_unit(const struct x86_source *s)
+{
+    return s->kind == KIND_JCC || s->kind == KIND_LOOP || s->kind == KIND_JMP ||
+           s->kind == KIND_CALL;
+}
+
 /* One instruction at tr->bytes. False: it does not fit, or cannot be decoded. */
 static bool scan_one(struct x86_translator *tr, const uint8_t *bytes, unsigned available)
 {
@@ -93,6 +100,8 @@ static bool scan_one(struct x86_translator *tr, const uint8_t *bytes, unsigned a
     s->bytes = from.bytes;
     s->offset = (uint16_t)(tr->page_offset + tr->bytes);
     x86_source_classify(s, tr->mode);
+    if (tr->count && s[-1].kind == KIND_STI && jumps_in_unit(s))
+        return false; /* STI is the last one then */
     if (s->faults || tr->config.alone)
         s->kept = (uint8_t)tr->kept++;
     tr->bytes += s->insn.length;
@@ -107,7 +116,7 @@ static void find_live_flags(struct x86_translator *tr)
 
     for (unsigned i = tr->count; i-- > 0;) {
         struct x86_source *s = &tr->source[i];
-        bool leaves = s->kind == KIND_JCC || s->kind == KIND_LOOP || ends_unit(s);
+        bool leaves = jumps_in_unit(s) || ends_unit(s);
         if (leaves || (i && tr->source[i - 1].kind == KIND_STI))
             live = FLAGS_ALL;
         s->live_after = live;
@@ -412,7 +421,7 @@ static void translate_one(struct x86_translation *t)
 
 static void translate_body(struct x86_translation *t)
 {
-    for (t->index = 0; t->index < t->tr->count && !t->e.full && !t->ended; t->index++) {
+    for (t->index = 0; t->index < t->tr->count && !t->e.full; t->index++) {
         unsigned slow = t->slow_count;
         bool window = t->window;
         t->source = &t->tr->source[t->index];

@@ -260,26 +260,10 @@ static void translate_rflags_bit(struct x86_translation *t)
                            t->source->z.mnemonic == ZYDIS_MNEMONIC_CLI ? ~X86_IF : ~X86_DF);
 }
 
-/* An instruction with its handler's help at most, and then the next; a branch goes elsewhere. */
-static bool goes_on_in_unit(const struct x86_translation *t, unsigned index)
-{
-    if (index >= t->tr->count)
-        return false;
-    switch (t->tr->source[index].kind) {
-    case KIND_JCC:
-    case KIND_JMP:
-    case KIND_CALL:
-    case KIND_LOOP:
-        return false;
-    default: /* computed branches look for attention themselves */
-        return true;
-    }
-}
-
-/* Interrupts are taken behind the next instruction: x86_emit_window. */
+/* Interrupts are taken behind the next instruction (x86_emit_window), which no unit ends before. */
 static void translate_sti(struct x86_translation *t)
 {
-    if (!goes_on_in_unit(t, t->index + 1)) {
+    if (t->index + 1 == t->tr->count) {
         x86_translate_by_handler(t);
         return;
     }

@@ -343,6 +343,7 @@ static void step(struct lockstep *l, const struct x86_insn *insn, bool element)
     struct x86_cpu *shadow = &l->shadow;
     uint64_t rip = shadow->s.rip, count = shadow->s.gpr[X86_RCX];
 
+    shadow->s.interrupt_shadow = shadow->s.shadow_is_mov_ss = false; /* of an STI in the unit */
     if (l->fresh && !element) {
         if (x86_step(shadow) == X86_FAULT)
             longjmp(*shadow->unwind, 1);
