@@ -5,7 +5,7 @@
  */
 #include "flat.h"
 
-#define HOT 60
+#define HOT 30
 #define V   0x40000000ul /* two pages; the second one is taken away */
 #define P   1ull
 #define W   2ull
