@@ -62,7 +62,7 @@ struct x86_lapic_message {
 };
 
 struct x86_lapic_ops {
-    uint64_t (*now_ns)(void *context); /* VM time */
+    uint64_t (*now_ns)(void *context);              /* VM time */
     uint64_t (*tsc_at)(void *context, uint64_t ns); /* the guest's TSC at that VM time */
     /* The message goes to all matching APICs, this one included where it matches. */
     void (*send)(void *context, const struct x86_lapic_message *message);

@@ -115,7 +115,7 @@ static void one_round(struct rig *r, struct model *m)
 
     fill(m, what == MOVS);
     m->rcx = count;
-    m->rax = random_below(3) ? 0x1111111111111111 : 0x12345678abcdef01 * (random_below(99) + 1);
+    m->rax = random_below(3) ? 0x1111111111111111 : 0x12345678abcdef01ull * (random_below(99) + 1);
     m->rsi = AREA + random_below((uint32_t)room);
     m->rdi = AREA + random_below((uint32_t)room);
     if (random_below(3) == 0) /* close together */
