@@ -124,6 +124,23 @@ static json_t *tlb_object(const struct engine_tlb_counters *tlb)
     return object;
 }
 
+static json_t *code_object(const struct engine_code_counters *code)
+{
+    json_t *object = json_object();
+    json_object_set_new(object, "decoded", integer(code->decoded));
+    json_object_set_new(object, "units", integer(code->units));
+    json_object_set_new(object, "instructions", integer(code->instructions));
+    json_object_set_new(object, "bytes", integer(code->bytes));
+    json_object_set_new(object, "limit_bytes", integer(code->limit));
+    json_object_set_new(object, "resets", integer(code->resets));
+    json_object_set_new(object, "dropped", integer(code->dropped));
+    json_object_set_new(object, "entries", integer(code->entries));
+    json_object_set_new(object, "lookups", integer(code->lookups));
+    json_object_set_new(object, "handlers", integer(code->handlers));
+    json_object_set_new(object, "probe_misses", integer(code->probe_misses));
+    return object;
+}
+
 static json_t *peak_rss(void)
 {
     struct rusage usage;
@@ -153,6 +170,7 @@ static void add_machine(json_t *root, const struct stats_run *run)
                             ? lockstep_object(&counters.vcpu.lockstep)
                             : json_null());
     json_object_set_new(root, "tlb", counts ? tlb_object(&counters.vcpu.tlb) : json_null());
+    json_object_set_new(root, "code", counts ? code_object(&counters.vcpu.code) : json_null());
     json_object_set_new(root, "exits", exits_by_kind(&counters));
     json_object_set_new(root, "devices", accesses_by_device(machine));
     json_object_set_new(root, "pio", bus_object(&counters.pio));

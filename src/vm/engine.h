@@ -168,12 +168,26 @@ struct engine_tlb_counters {
     uint64_t flushes; /* of more than a page; also switches of the address space */
 };
 
+/* Of an engine that translates code; read when the vCPU has stopped. */
+struct engine_code_counters {
+    uint64_t decoded;                /* instructions, for the interpreter */
+    uint64_t units, instructions;    /* translated */
+    uint64_t bytes, limit;           /* of host code: now, and at most */
+    uint64_t resets;                 /* everything was dropped, perhaps because it was full */
+    uint64_t dropped;                /* units whose guest code was written to */
+    uint64_t entries;                /* times that host code was entered by the dispatcher */
+    uint64_t lookups;                /* jumps that the jump cache did not know */
+    uint64_t handlers, probe_misses; /* calls of the interpreter for one instruction: what is not
+                                        translated, and memory that the TLB did not have */
+};
+
 struct engine_vcpu_counters {
     uint64_t exits[VM_EXIT_KIND_COUNT]; /* also those served by callbacks, by their kind */
     uint64_t instructions;              /* valid with ENGINE_CAP_COUNTS_INSTRUCTIONS */
     uint64_t interrupts;                /* delivered to the guest */
     struct engine_lockstep_counters lockstep;
     struct engine_tlb_counters tlb;
+    struct engine_code_counters code;
 };
 
 struct engine_ops {

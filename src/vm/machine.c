@@ -482,6 +482,21 @@ static void add_tlb(struct engine_tlb_counters *sum, const struct engine_tlb_cou
     sum->flushes += one->flushes;
 }
 
+static void add_code(struct engine_code_counters *sum, const struct engine_code_counters *one)
+{
+    sum->decoded += one->decoded;
+    sum->units += one->units;
+    sum->instructions += one->instructions;
+    sum->bytes += one->bytes;
+    sum->limit += one->limit;
+    sum->resets += one->resets;
+    sum->dropped += one->dropped;
+    sum->entries += one->entries;
+    sum->lookups += one->lookups;
+    sum->handlers += one->handlers;
+    sum->probe_misses += one->probe_misses;
+}
+
 void machine_counters(struct machine *machine, struct machine_counters *out)
 {
     *out = (struct machine_counters) {.resets = machine->internal->resets};
@@ -498,5 +513,6 @@ void machine_counters(struct machine *machine, struct machine_counters *out)
         out->vcpu.interrupts += one.interrupts;
         add_lockstep(&out->vcpu.lockstep, &one.lockstep);
         add_tlb(&out->vcpu.tlb, &one.tlb);
+        add_code(&out->vcpu.code, &one.code);
     }
 }

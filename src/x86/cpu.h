@@ -180,6 +180,7 @@ struct x86_host_code {
     uint16_t flags; /* status flags as LAHF and SETO leave them in AX */
     uint8_t mode;   /* of the unit that runs */
     uint32_t mxcsr;
+    uint64_t handlers, probe_misses; /* counters: calls of the interpreter from host code */
     uint64_t jump_rip[X86_JUMP_SIZE];
     uint64_t jump_key[X86_JUMP_SIZE]; /* 0: empty */
     uintptr_t jump_entry[X86_JUMP_SIZE];

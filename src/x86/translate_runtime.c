@@ -126,7 +126,9 @@ static const uint8_t *run_handler(struct x86_cpu *cpu)
     memcpy(&site, cpu->host.site, sizeof site);
     const struct x86_insn *insn = site.insn;
     uint64_t next = cpu->host.page_base + (uint64_t)(int64_t)site.offset + insn->length;
+    bool in_line = site.link == (int32_t)sizeof site;
 
+    *(in_line ? &cpu->host.handlers : &cpu->host.probe_misses) += 1;
     cpu->s.rip = next - insn->length;
     cpu->next_rip = next;
     cpu->s.rflags = flags_join(cpu->s.rflags, cpu->host.flags);

@@ -26,6 +26,21 @@ def test_two_cpus_boot_and_power_off(boot, tmp_path):
     assert result["engine"] == "soft"
     assert result["end"] == "poweroff"
     assert result["tlb"]["fills"] > result["tlb"]["walks"] > 0
+    assert result["code"]["instructions"] > result["code"]["units"] > 0
+    assert result["code"]["resets"] == 0
+
+
+@pytest.mark.parametrize("cpus", ["1", "4"])
+def test_code_cache_overflows(boot, tmp_path, cpus):
+    """All host code is dropped hundreds of times in the middle of work."""
+    stats = tmp_path / "stats"
+    with boot("info,smp,stress,memory", "--cpus", cpus, "--engine", "soft,code-cache=1M", "--stats", stats,
+              seconds=2 * BOOT_SECONDS) as machine:
+        machine.wait(0)
+        machine.task_ok("info", "smp", "stress", "memory")
+    code = read_stats(stats)["code"]
+    assert code["resets"] >= 20
+    assert code["bytes"] <= code["limit_bytes"] == int(cpus) << 20
 
 
 @pytest.fixture(scope="module")

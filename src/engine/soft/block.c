@@ -72,15 +72,20 @@ static void clear_blocks(struct block_cache *cache)
     cache->decodes++;
 }
 
-void block_cache_clear(struct block_cache *cache)
+void block_cache_clear_units(struct block_cache *cache)
 {
-    clear_blocks(cache);
     code_index_clear(&cache->units);
     cache->unit_used = 0;
     cache->full = false;
     cache->clears++;
     if (cache->translator)
         x86_translator_reset(cache->translator, cache->cpu);
+}
+
+void block_cache_clear(struct block_cache *cache)
+{
+    clear_blocks(cache);
+    block_cache_clear_units(cache);
 }
 
 /* --- dropping --- */
@@ -312,7 +317,7 @@ struct translation *block_heat_up(struct engine_vcpu *vcpu, struct block *block,
     struct translation *made = can_translate(vcpu, block) ? translate(vcpu, place) : NULL;
     if (made)
         code_index_remove(&cache->blocks, &block->code); /* links to it fail, too */
-    else
+    else if (!cache->full)
         block->never = true;
     return made;
 }

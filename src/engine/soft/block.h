@@ -4,7 +4,7 @@
  * them.
  *
  * Blocks lie in a small arena that is emptied whole when it is full: those still in use are decoded
- * again. Units stay until the code memory is full; then everything goes. Dropped blocks and units
+ * again. Units stay until the code memory is full; then they all go. Dropped blocks and units
  * stay readable until then: the one that runs may drop itself.
  */
 #ifndef PARAT_ENGINE_SOFT_BLOCK_H
@@ -62,13 +62,13 @@ struct block_cache {
     size_t unit_size, unit_used;
     struct x86_translator *translator; /* may be NULL */
     struct x86_cpu *cpu;
-    bool full;    /* to be cleared before the next block is looked for */
+    bool full;    /* all units are to be dropped before the next is looked for */
     unsigned hot; /* times that code is interpreted until it is translated */
 
     /* Counters, written by the owner. */
     uint64_t decodes; /* times that the arena of blocks was emptied */
     uint64_t decoded; /* instructions */
-    uint64_t clears;  /* of everything */
+    uint64_t clears;  /* of all units */
     uint64_t units_made, units_dropped, translated;
     uint64_t entries, notes; /* runs of units begun by block_loop; jump cache entries made */
 };
@@ -78,7 +78,9 @@ int block_cache_create(struct block_cache *cache, size_t unit_size) MUST_USE;
 void block_cache_destroy(struct block_cache *cache);
 void block_cache_set_translator(struct block_cache *cache, struct x86_translator *translator,
                                 struct x86_cpu *cpu);
-/* Empties it; nothing of it is running. */
+/* Drops all units; none is running. */
+void block_cache_clear_units(struct block_cache *cache);
+/* Drops everything; nothing of it is running. */
 void block_cache_clear(struct block_cache *cache);
 /* Drops all that was made of bytes in this page. */
 void block_cache_drop_page(struct block_cache *cache, uint64_t page);

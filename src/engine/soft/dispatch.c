@@ -157,8 +157,7 @@ bool block_loop(struct engine_vcpu *vcpu)
 
     do {
         if (unlikely(vcpu->cache.full)) {
-            block_cache_clear(&vcpu->cache);
-            previous = NULL;
+            block_cache_clear_units(&vcpu->cache);
             exit = (struct x86_unit_exit) {0};
         }
         if (unlikely(!locate(cpu, &place)))

@@ -268,6 +268,25 @@ static void inject_exception(struct engine_vcpu *vcpu, const struct x86_event *e
     vcpu->cpu.s.pending = *event;
 }
 
+static void code_counters(const struct engine_vcpu *vcpu, struct engine_code_counters *out)
+{
+    const struct block_cache *cache = &vcpu->cache;
+
+    *out = (struct engine_code_counters) {.decoded = cache->decoded,
+                                          .units = cache->units_made,
+                                          .instructions = cache->translated,
+                                          .resets = cache->clears,
+                                          .dropped = cache->units_dropped,
+                                          .entries = cache->entries,
+                                          .lookups = cache->notes,
+                                          .handlers = vcpu->cpu.host.handlers,
+                                          .probe_misses = vcpu->cpu.host.probe_misses};
+    if (!vcpu->translator)
+        return;
+    out->bytes = x86_translator_used(vcpu->translator);
+    out->limit = vcpu->code_memory.size;
+}
+
 static void vcpu_counters(struct engine_vcpu *vcpu, struct engine_vcpu_counters *out)
 {
     for (unsigned i = 0; i < VM_EXIT_KIND_COUNT; i++)
@@ -276,6 +295,7 @@ static void vcpu_counters(struct engine_vcpu *vcpu, struct engine_vcpu_counters 
     out->interrupts = vcpu->interrupts;
     out->tlb = (struct engine_tlb_counters) {vcpu->cpu.tlb_fills, vcpu->cpu.tlb_walks,
                                              vcpu->cpu.tlb_flushes};
+    code_counters(vcpu, &out->code);
     lockstep_counters(vcpu->lockstep, &out->lockstep);
 }
 
