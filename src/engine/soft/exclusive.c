@@ -25,6 +25,18 @@ void exclusive_add(struct exclusive *exclusive, struct exclusive_member *member)
     exclusive->member[exclusive->member_count++] = member;
 }
 
+/*
+ * Sections are short, and members come to a safe point soon: a look now and again for some
+ * microseconds saves both sides a sleep, which takes ten times as long.
+ */
+#define SPINS 100
+
+static void spin_while_active(struct exclusive *exclusive)
+{
+    for (unsigned i = 0; i < SPINS && atomic_load(&exclusive->active); i++)
+        __builtin_ia32_pause();
+}
+
 void exclusive_enter(struct exclusive *exclusive, struct exclusive_member *member)
 {
     for (;;) {
@@ -32,6 +44,7 @@ void exclusive_enter(struct exclusive *exclusive, struct exclusive_member *membe
         if (!atomic_load(&exclusive->active))
             return;
         exclusive_leave(exclusive, member);
+        spin_while_active(exclusive);
         pthread_mutex_lock(&exclusive->lock);
         while (exclusive->active)
             pthread_cond_wait(&exclusive->ended, &exclusive->lock);
@@ -79,6 +92,9 @@ void exclusive_begin(struct exclusive *exclusive, struct exclusive_member *membe
         member->resume = was_running;
     atomic_store(&exclusive->active, true);
     exclusive->stop(exclusive->context);
+    /* A member that leaves says so before it asks for the lock. */
+    for (unsigned i = 0; i < SPINS && anyone_running(exclusive); i++)
+        __builtin_ia32_pause();
     while (anyone_running(exclusive))
         pthread_cond_wait(&exclusive->left, &exclusive->lock);
     pthread_mutex_unlock(&exclusive->lock);
