@@ -174,6 +174,8 @@ struct x86_host_code {
     uint64_t page_base; /* linear address of the page that is being executed */
     uint64_t jump_now;  /* key of the present mode and code space; even, never 0 */
     uint64_t temp;
+    uint64_t group[16];  /* host addresses, see translate_group.c */
+    bool plain;          /* a group could not be had at RIP */
     uint64_t c_stack;    /* RSP of the C code that entered */
     const uint8_t *site; /* where host code called a common routine last */
     struct x86_translator *translator;

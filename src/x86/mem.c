@@ -184,6 +184,19 @@ static void resolve(struct x86_cpu *cpu, uint64_t la, enum x86_access access, en
         x86_raise_event(cpu, &fault);
 }
 
+bool x86_tlb_prepare(struct x86_cpu *cpu, uint64_t la, bool write)
+{
+    const enum x86_mmu mmu = (enum x86_mmu)cpu->mmu;
+    struct x86_event fault;
+    struct ref ref;
+
+    if (!try_resolve(cpu, la, X86_READ, mmu, &ref, &fault))
+        return false;
+    if (write)
+        (void)resolve_second(cpu, la, X86_WRITE, mmu, &ref);
+    return hit(x86_tlb_slot(cpu, la, mmu), la, write ? X86_WRITE : X86_READ);
+}
+
 /* --- bytes of a resolved page --- */
 
 /* One host access for 1, 2, 4 and 8 bytes, so that other CPUs never see half of an aligned one. */

@@ -68,6 +68,11 @@ void x86_tlb_flush_page(struct x86_cpu *cpu, uint64_t la); /* INVLPG */
 void x86_tlb_flush_pcid(struct x86_cpu *cpu, unsigned pcid);
 /* After CR3 was loaded. keep: what is known of the PCID loaded stays. */
 void x86_tlb_switch(struct x86_cpu *cpu, bool keep);
+/*
+ * Has a TLB entry made for reading, or also writing, at la if that changes nothing that the guest
+ * could see but accessed bits. False: there is none.
+ */
+bool x86_tlb_prepare(struct x86_cpu *cpu, uint64_t la, bool write);
 /* Drops the write permission of entries for a physical page (it has code now). Owner thread. */
 void x86_tlb_write_protect(struct x86_cpu *cpu, uint64_t page_gpa);
 /*

@@ -102,8 +102,6 @@ static bool scan_one(struct x86_translator *tr, const uint8_t *bytes, unsigned a
     x86_source_classify(s, tr->mode);
     if (tr->count && s[-1].kind == KIND_STI && jumps_in_unit(s))
         return false; /* STI is the last one then */
-    if (s->faults || tr->config.alone)
-        s->kept = (uint8_t)tr->kept++;
     tr->bytes += s->insn.length;
     tr->count++;
     return true;
@@ -127,21 +125,33 @@ static void find_live_flags(struct x86_translator *tr)
     }
 }
 
-unsigned x86_translate_scan(struct x86_translator *tr, uint8_t mode, unsigned page_offset,
-                            const uint8_t *bytes, unsigned available)
+/* A place in the unit's insn[] for each instruction that may need its handler. */
+static void choose_kept(struct x86_translator *tr)
+{
+    tr->kept = 0;
+    for (unsigned i = 0; i < tr->count; i++) {
+        if (tr->source[i].faults || tr->config.alone)
+            tr->source[i].kept = (uint8_t)tr->kept++;
+    }
+}
+
+unsigned x86_translate_scan(struct x86_translator *tr, const struct x86_unit_code *code)
 {
     unsigned branches = 0;
 
-    tr->mode = mode;
-    tr->page_offset = page_offset;
-    tr->count = tr->kept = tr->bytes = 0;
-    while (tr->count < X86_UNIT_INSNS_MAX && tr->bytes < available &&
-           scan_one(tr, bytes, available)) {
+    tr->mode = code->mode;
+    tr->plain = code->plain;
+    tr->page_offset = code->page_offset;
+    tr->count = tr->bytes = 0;
+    while (tr->count < X86_UNIT_INSNS_MAX && tr->bytes < code->available &&
+           scan_one(tr, code->bytes, code->available)) {
         const struct x86_source *last = &tr->source[tr->count - 1];
         bool branch = last->kind == KIND_JCC || last->kind == KIND_LOOP;
         if (ends_unit(last) || (branch && ++branches == SIDE_EXITS_MAX))
             break;
     }
+    x86_groups_form(tr);
+    choose_kept(tr);
     find_live_flags(tr);
     return tr->bytes;
 }
@@ -254,6 +264,15 @@ void x86_slow_path(struct x86_translation *t, uint8_t *link)
     t->slow[t->slow_count++] = (struct x86_slow) {.link = link, .index = (uint16_t)t->index};
 }
 
+void x86_group_miss(struct x86_translation *t, uint8_t *link, const uint8_t *retry)
+{
+    x86_slow_path(t, link);
+    if (t->e.full)
+        return;
+    t->slow[t->slow_count - 1].group = true;
+    t->slow[t->slow_count - 1].resume = retry;
+}
+
 void x86_leave_to(struct x86_translation *t, uint8_t *link, int offset, bool may_link)
 {
     if (t->out_count == EXITS_MAX) {
@@ -299,14 +318,34 @@ void x86_leave_indirect(struct x86_translation *t)
     t->ended = true;
 }
 
+static void emit_group_miss(struct x86_translation *t, const struct x86_slow *slow)
+{
+    const struct x86_source *s = &t->tr->source[slow->index];
+    const struct x86_group *group = &t->tr->group[s->group - 1];
+
+    emit_call_routine(&t->e, routines(t)->group);
+    struct x86_site site = {
+        .kind = SITE_GROUP,
+        .offset = (int16_t)s->offset,
+        .link = (int32_t)(slow->resume - t->e.at),
+        .span = (uint16_t)(group->max - group->min),
+        .write = group->write,
+    };
+    emit_site(&t->e, &site);
+}
+
 static void emit_slow(struct x86_translation *t)
 {
     for (unsigned i = 0; i < t->slow_count && !t->e.full; i++) {
-        /* Probes of one instruction share what comes out of line. */
         struct x86_slow *s = &t->slow[i];
         const uint8_t *here = t->e.at;
         x86_emit_link(s->link, here);
-        while (i + 1 < t->slow_count && t->slow[i + 1].index == s->index)
+        if (s->group) {
+            emit_group_miss(t, s);
+            continue;
+        }
+        /* Probes of one instruction share what comes out of line. */
+        while (i + 1 < t->slow_count && t->slow[i + 1].index == s->index && !t->slow[i + 1].group)
             x86_emit_link(t->slow[++i].link, here);
         emit_handler_call(t, s->index, s->resume);
     }
@@ -429,8 +468,11 @@ static void translate_body(struct x86_translation *t)
             t->unit->insn[t->source->kept] = t->source->insn;
         t->window = false;
         translate_one(t);
-        for (; slow < t->slow_count; slow++)
-            t->slow[slow].resume = t->e.at;
+        for (; slow < t->slow_count; slow++) {
+            if (!t->slow[slow].group)
+                t->slow[slow].resume = t->e.at;
+        }
+        x86_group_forget_scratch(t);
         if (window && !t->ended)
             x86_emit_window(t);
     }
@@ -458,6 +500,7 @@ bool x86_unit_make(struct x86_translator *tr, struct x86_unit *unit)
     t->unit = unit;
     t->ended = t->window = false;
     t->slow_count = t->out_count = 0;
+    t->t1_group = 0;
     unit->bytes = (uint16_t)tr->bytes;
     unit->count = (uint8_t)tr->count;
     unit->mode = tr->mode;

@@ -71,9 +71,17 @@ size_t x86_translator_used(const struct x86_translator *translator); /* bytes of
 #define X86_UNIT_MODES 8u
 uint8_t x86_unit_mode(const struct x86_cpu *cpu);
 
+/* Where a unit's guest code is. */
+struct x86_unit_code {
+    uint8_t mode;
+    bool plain; /* make it without groups, see translate_group.c */
+    unsigned page_offset;
+    const uint8_t *bytes;
+    unsigned available;
+};
+
 /* Step 1: decodes; returns how many bytes a unit from there would cover, 0: none can be made. */
-unsigned x86_translate_scan(struct x86_translator *translator, uint8_t mode, unsigned page_offset,
-                            const uint8_t *bytes, unsigned available);
+unsigned x86_translate_scan(struct x86_translator *translator, const struct x86_unit_code *code);
 /* Step 2: the bytes needed for struct x86_unit of what was scanned. */
 size_t x86_unit_size(const struct x86_translator *translator);
 /* Step 3: makes the unit of what was scanned. False: code memory is full. */
@@ -84,6 +92,7 @@ struct x86_unit_exit {
     uint8_t *link;   /* a jump that can lead straight to the unit at RIP (x86_unit_link), or NULL */
     bool host_flags; /* which way into it */
     const struct x86_unit *from;
+    bool plain;  /* RIP is to be run by a unit without groups */
     bool lookup; /* RIP was perhaps not in the jump cache: x86_unit_note */
 };
 

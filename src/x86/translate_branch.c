@@ -124,11 +124,10 @@ static void translate_loop(struct x86_translation *t)
 /* The return address on the stack; T0 is used. */
 static void emit_push_next(struct x86_translation *t)
 {
-    x86_emit_lea(&t->e, T0, x86_rm_mem(GUEST_RSP, -8));
-    struct x86_rm to = x86_emit_probe(t, T0, 8, true, false);
+    struct x86_rm to = x86_emit_stack(t, X86_RSP, -8);
     x86_emit_rip(t, T2, next_offset(t->source));
     x86_emit_store(&t->e, to, T2);
-    x86_emit_mov(&t->e, GUEST_RSP, T0);
+    x86_emit_lea(&t->e, GUEST_RSP, x86_rm_mem(GUEST_RSP, -8));
 }
 
 static void translate_call(struct x86_translation *t)
@@ -154,7 +153,7 @@ static void translate_ret(struct x86_translation *t)
     unsigned release = s->z.operand_count_visible ? (uint16_t)s->insn.imm : 0;
 
     x86_flags_spill(t);
-    x86_emit_load(&t->e, T0, x86_emit_probe(t, GUEST_RSP, 8, false, false));
+    x86_emit_load(&t->e, T0, x86_emit_stack(t, X86_RSP, 0));
     emit_canonical_check(t);
     x86_emit_lea(&t->e, GUEST_RSP, x86_rm_mem(GUEST_RSP, 8 + (int32_t)release));
     x86_leave_indirect(t);
@@ -166,8 +165,7 @@ static void emit_target_operand(struct x86_translation *t)
     const struct x86_source *s = t->source;
 
     if (s->mem) {
-        unsigned la = x86_emit_address(t, &s->mem->mem);
-        x86_emit_load(&t->e, T0, x86_emit_probe(t, la, 8, false, false));
+        x86_emit_load(&t->e, T0, x86_emit_memory(t, false));
     } else {
         unsigned host = x86_gpr_in(t, s->rm.gpr, T0);
         x86_emit_mov(&t->e, T0, host);

@@ -82,8 +82,10 @@ struct x86_source {
     const uint8_t *bytes;
     uint16_t offset; /* in the page */
     uint8_t kind;    /* enum x86_kind */
-    bool faults;     /* may leave to the interpreter: all flags must be to be had */
-    uint8_t kept;    /* its place in the unit's insn[], when it may */
+    uint8_t group;   /* 0, or 1 + index of its group */
+    int64_t group_offset;
+    bool faults;  /* may leave to the interpreter: all flags must be to be had */
+    uint8_t kept; /* its place in the unit's insn[], when it may */
     struct x86_gpr_use reg, rm, vvvv; /* by the encoding's fields */
     const ZydisDecodedOperand *mem;
     bool mem_write;
@@ -99,11 +101,20 @@ enum x86_flags_state {
     FLAGS_BOTH = 3,
 };
 
+/* Memory operands that share a probe. Offsets count from where their registers point at first. */
+#define X86_GROUPS_MAX 16
+struct x86_group {
+    int64_t min, max;
+    uint8_t members, leader; /* its instruction */
+    bool write;
+};
+
 /* Out of line: what happens when a probe misses. */
 struct x86_slow {
     uint8_t *link; /* the jump that goes there */
-    uint8_t *resume;
+    const uint8_t *resume;
     uint16_t index; /* of the instruction */
+    bool group;     /* a group's probe; resume: tries again */
 };
 
 #define SLOW_MAX  (X86_UNIT_INSNS_MAX * 4)
@@ -123,9 +134,10 @@ struct x86_translation {
     struct x86_unit *unit;
     struct x86_source *source; /* of the present instruction */
     unsigned index;
-    uint8_t flags; /* enum x86_flags_state */
-    bool ended;    /* the present instruction does not go on to the next */
-    bool window;   /* interrupts may be taken behind the next instruction */
+    uint8_t flags;    /* enum x86_flags_state */
+    uint8_t t1_group; /* T1 holds the start of that group (1 + index), or 0 */
+    bool ended;       /* the present instruction does not go on to the next */
+    bool window;      /* interrupts may be taken behind the next instruction */
     uint8_t *body;
     unsigned slow_count, out_count;
     struct x86_slow slow[SLOW_MAX];
@@ -141,10 +153,14 @@ struct __attribute__((packed)) x86_site {
     union {
         const struct x86_insn *insn; /* SITE_CALL */
         struct x86_unit *unit;       /* SITE_LINK: that one */
+        struct {
+            uint16_t span; /* SITE_GROUP: bytes at RAX */
+            bool write;
+        };
     };
 };
 
-enum x86_site_kind { SITE_CALL, SITE_RESUME, SITE_LINK, SITE_LOOKUP };
+enum x86_site_kind { SITE_CALL, SITE_RESUME, SITE_LINK, SITE_LOOKUP, SITE_GROUP };
 
 /* Common routines in code memory, one set for units with vectors in memory and one for those in the
  * host's registers. */
@@ -153,6 +169,7 @@ struct x86_routines {
     uint8_t *call;        /* runs a handler, reached by CALL, followed by a site */
     uint8_t *leave;       /* back to C, ditto */
     uint8_t *leave_rip;   /* ditto, RAX is RIP */
+    uint8_t *group;       /* a group's probe has missed, RAX is the address */
 };
 
 /* Keys of the jump cache by mode and code space, the most recent ones. */
@@ -179,6 +196,9 @@ struct x86_translator {
     struct x86_known_key known[X86_KNOWN_KEYS];
     struct x86_known_key present[X86_UNIT_MODES]; /* used last in each mode */
     uint32_t wraps;                               /* code_space_wraps seen last */
+    bool plain;                                   /* without groups */
+    unsigned group_count;
+    struct x86_group group[X86_GROUPS_MAX];
     struct x86_source source[X86_UNIT_INSNS_MAX];
     struct x86_translation work;
 };
@@ -235,11 +255,19 @@ bool x86_gpr_of(ZydisRegister reg, unsigned *gpr, unsigned *size);
 unsigned x86_emit_address(struct x86_translation *t, const ZydisDecodedOperandMem *mem);
 /*
  * The host operand for `size` bytes at the linear address in register la (not T1, T2), which stays;
- * uses T1, T2; T1 is part of the result. Clobbers flags. aligned: misses when it is not
- * aligned to its size.
+ * uses T1, T2; T1 is part of the result. Clobbers flags. aligned: must be.
  */
 struct x86_rm x86_emit_probe(struct x86_translation *t, unsigned la, unsigned size, bool write,
                              bool aligned);
+/* Its first part: not equal means a miss; else the result is where the addend is. */
+struct x86_rm x86_emit_tlb_compare(struct x86_translation *t, unsigned la, unsigned size,
+                                   bool write, bool aligned);
+/* A memory operand must be aligned to its size, or else be left to the handler. */
+bool x86_needs_alignment(const struct x86_source *s);
+/* A member of a group that cannot fault then. */
+bool x86_only_memory_faults(const struct x86_source *s);
+/* Number of a general register; false: it is none, or AH to BH. */
+bool x86_gpr_number(ZydisRegister reg, unsigned *gpr);
 /* The host register of a guest's, loaded into scratch if it lives in memory. */
 unsigned x86_gpr_in(struct x86_translation *t, unsigned gpr, unsigned scratch);
 /* Writes it home if it lives in memory. */
@@ -249,10 +277,28 @@ void x86_gpr_out(struct x86_translation *t, unsigned gpr, unsigned host);
 struct x86_encoding x86_encoding_of(const struct x86_source *s);
 void x86_emit_immediates(struct x86_translation *t);
 
+/* --- translate_group.c --- */
+
+/* Which memory operands share a probe; sets faults of those that cannot any more. */
+void x86_groups_form(struct x86_translator *tr);
+/*
+ * The host operand of the instruction's memory operand, alone or as member of its group. Spills
+ * flags if it must. Uses T0, T1, T2; afterwards T1 is part of the operand, T0 may be, T2 is free.
+ */
+struct x86_rm x86_emit_memory(struct x86_translation *t, bool aligned);
+/* The same for 8 bytes at the guest's stack pointer (or frame pointer) + offset; with an offset it
+ * is a push. T0 is free afterwards unless part of the operand. */
+struct x86_rm x86_emit_stack(struct x86_translation *t, unsigned gpr, int offset);
+/* After an instruction: T1 may no longer be what t1_group says. */
+void x86_group_forget_scratch(struct x86_translation *t);
+/* A jump that is taken when a group cannot be had; retry: where to try again. */
+void x86_group_miss(struct x86_translation *t, uint8_t *link, const uint8_t *retry);
+
 /* --- translate_integer.c, translate_branch.c, …: by kind --- */
 
 void x86_translate_integer(struct x86_translation *t);
 void x86_translate_branch(struct x86_translation *t);
+bool x86_vector_needs_alignment(const struct x86_source *s);
 /* Leaves for `offset` in the page if the caller is to look at something. Clobbers flags, which are
  * in memory. */
 void x86_emit_attention_check(struct x86_translation *t, int offset);

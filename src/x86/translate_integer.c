@@ -69,22 +69,14 @@ struct scratch {
     uint8_t reg, vvvv;
 };
 
-static bool needs_alignment(const struct x86_source *s)
-{
-    return (s->z.attributes & ZYDIS_ATTRIB_HAS_LOCK) || s->z.mnemonic == ZYDIS_MNEMONIC_XCHG ||
-           s->z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
-}
-
 static struct x86_rm memory_operand(struct x86_translation *t, struct scratch *free)
 {
     const struct x86_source *s = t->source;
     bool wants = x86_wants_flags(s), stages_rax = s->rax_read || s->rax_written;
 
-    x86_flags_spill(t);
-    unsigned la = x86_emit_address(t, &s->mem->mem);
-    struct x86_rm rm = x86_emit_probe(t, la, s->mem->size / 8u, s->mem_write, needs_alignment(s));
+    struct x86_rm rm = x86_emit_memory(t, x86_needs_alignment(s));
     *free = (struct scratch) {.reg = T2, .vvvv = T0};
-    if (la == T0 && (wants || stages_rax || s->vvvv.size)) {
+    if (rm.base == T0 && (wants || stages_rax || s->vvvv.size)) {
         /* One register for the address, and RAX is to be had. */
         x86_emit_lea(&t->e, T2, rm);
         rm = x86_rm_mem(T2, 0);
@@ -334,15 +326,14 @@ static void translate_div(struct x86_translation *t)
     unsigned size = s->op[0].size / 8u;
     struct x86_encoding enc = x86_encoding_of(s), mov = {.opcode = 0x8b, .w = size == 8};
 
-    x86_flags_spill(t);
     if (s->mem) {
-        unsigned la = x86_emit_address(t, &s->mem->mem);
-        struct x86_rm rm = x86_emit_probe(t, la, size, false, false);
+        struct x86_rm rm = x86_emit_memory(t, false);
         x86_emit_op(&t->e, &mov, T2, &rm);
     } else {
         unsigned host = x86_gpr_in(t, s->rm.gpr, T2);
         x86_emit_mov(&t->e, T2, host);
     }
+    x86_flags_spill(t);
     x86_emit_mov(&t->e, T0, x86_host_of[X86_RAX]);
     emit_div_guard(t, T2, is_signed, size == 8);
     if (s->live_after) {
@@ -384,24 +375,20 @@ static void translate_push(struct x86_translation *t)
 {
     const struct x86_source *s = t->source;
 
-    x86_flags_spill(t);
     if (s->mem) {
-        unsigned la = x86_emit_address(t, &s->mem->mem);
-        x86_emit_load(&t->e, T2, x86_emit_probe(t, la, 8, false, false));
+        x86_emit_load(&t->e, T2, x86_emit_memory(t, false));
         x86_emit_store(&t->e, x86_cpu_field(CPU_OFFSET(host.temp)), T2);
     }
-    x86_emit_lea(&t->e, T0, x86_rm_mem(GUEST_RSP, -8));
-    struct x86_rm to = x86_emit_probe(t, T0, 8, true, false);
+    struct x86_rm to = x86_emit_stack(t, X86_RSP, -8);
     store_pushed(t, &to);
-    x86_emit_mov(&t->e, GUEST_RSP, T0);
+    x86_emit_lea(&t->e, GUEST_RSP, x86_rm_mem(GUEST_RSP, -8));
 }
 
 static void translate_pop(struct x86_translation *t)
 {
     unsigned gpr = opcode_gpr(t->source);
     unsigned host = x86_host_of[gpr] == HOST_NONE ? T2 : x86_host_of[gpr];
-    x86_flags_spill(t);
-    x86_emit_load(&t->e, host, x86_emit_probe(t, GUEST_RSP, 8, false, false));
+    x86_emit_load(&t->e, host, x86_emit_stack(t, X86_RSP, 0));
     if (gpr != X86_RSP)
         x86_emit_lea(&t->e, GUEST_RSP, x86_rm_mem(GUEST_RSP, 8));
     if (host == T2)
@@ -412,8 +399,7 @@ static void translate_leave(struct x86_translation *t)
 {
     unsigned rbp = x86_host_of[X86_RBP];
 
-    x86_flags_spill(t);
-    struct x86_rm from = x86_emit_probe(t, rbp, 8, false, false);
+    struct x86_rm from = x86_emit_stack(t, X86_RBP, 0);
     x86_emit_lea(&t->e, GUEST_RSP, x86_rm_mem(rbp, 8));
     x86_emit_load(&t->e, rbp, from);
 }

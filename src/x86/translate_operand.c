@@ -378,6 +378,20 @@ static bool may_fault(const struct x86_source *s)
     }
 }
 
+bool x86_only_memory_faults(const struct x86_source *s)
+{
+    return s->kind == KIND_GENERIC || s->kind == KIND_VECTOR || s->kind == KIND_PUSH ||
+           s->kind == KIND_POP || s->kind == KIND_LEAVE;
+}
+
+bool x86_needs_alignment(const struct x86_source *s)
+{
+    if (s->kind == KIND_VECTOR)
+        return x86_vector_needs_alignment(s);
+    return (s->z.attributes & ZYDIS_ATTRIB_HAS_LOCK) || s->z.mnemonic == ZYDIS_MNEMONIC_XCHG ||
+           s->z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
+}
+
 void x86_source_classify(struct x86_source *s, uint8_t mode)
 {
     s->reg = s->rm = s->vvvv = (struct x86_gpr_use) {0};
@@ -419,7 +433,7 @@ void x86_gpr_out(struct x86_translation *t, unsigned gpr, unsigned host)
 
 /* --- addresses --- */
 
-static bool gpr_number(ZydisRegister reg, unsigned *gpr)
+bool x86_gpr_number(ZydisRegister reg, unsigned *gpr)
 {
     unsigned size;
     return reg != ZYDIS_REGISTER_NONE && x86_gpr_of(reg, gpr, &size);
@@ -437,11 +451,11 @@ static void emit_sum(struct x86_translation *t, const ZydisDecodedOperandMem *me
     struct x86_rm sum = {.is_mem = true, .index = HOST_NONE, .disp = (int32_t)mem->disp.value};
     struct x86_encoding lea = {.opcode = 0x8d, .w = t->source->z.address_width == 64};
 
-    if (gpr_number(mem->index, &gpr)) {
+    if (x86_gpr_number(mem->index, &gpr)) {
         sum.index = (uint8_t)x86_gpr_in(t, gpr, T1);
         sum.scale = (uint8_t)(mem->scale > 1 ? __builtin_ctz(mem->scale) : 0);
     }
-    if (gpr_number(mem->base, &gpr)) {
+    if (x86_gpr_number(mem->base, &gpr)) {
         sum.base = (uint8_t)x86_gpr_in(t, gpr, T0);
     } else {
         /* No base: zero, which has a place in memory. */
@@ -469,7 +483,7 @@ unsigned x86_emit_address(struct x86_translation *t, const ZydisDecodedOperandMe
         if (mem->base == ZYDIS_REGISTER_EIP)
             x86_emit_mov32(&t->e, T0, T0);
     } else if (!based && mem->index == ZYDIS_REGISTER_NONE && !mem->disp.value &&
-               t->source->z.address_width == 64 && gpr_number(mem->base, &gpr)) {
+               t->source->z.address_width == 64 && x86_gpr_number(mem->base, &gpr)) {
         return x86_gpr_in(t, gpr, T0);
     } else {
         emit_sum(t, mem);
@@ -506,13 +520,14 @@ static void emit_tlb_index(struct x86_translation *t, unsigned la)
     x86_emit_alu_imm32(&t->e, ALU_AND, T1, (X86_TLB_SIZE - 1) << 5);
 }
 
-struct x86_rm x86_emit_probe(struct x86_translation *t, unsigned la, unsigned size, bool write,
-                             bool aligned)
+struct x86_rm x86_emit_tlb_compare(struct x86_translation *t, unsigned la, unsigned size,
+                                   bool write, bool aligned)
 {
     size_t tag =
         write ? offsetof(struct x86_tlb_entry, write) : offsetof(struct x86_tlb_entry, read);
     int32_t mask = -(int32_t)PAGE_SIZE;
 
+    t->t1_group = 0;
     emit_tlb_index(t, la);
     if (aligned || size == 1) {
         x86_emit_mov(&t->e, T2, la);
@@ -522,9 +537,15 @@ struct x86_rm x86_emit_probe(struct x86_translation *t, unsigned la, unsigned si
     }
     x86_emit_alu_imm(&t->e, ALU_AND, T2, mask);
     x86_emit_alu(&t->e, ALU_CMP, T2, x86_rm_indexed(HOST_RSP, T1, tlb_offset(t, tag)));
+    return x86_rm_indexed(HOST_RSP, T1, tlb_offset(t, offsetof(struct x86_tlb_entry, addend)));
+}
+
+struct x86_rm x86_emit_probe(struct x86_translation *t, unsigned la, unsigned size, bool write,
+                             bool aligned)
+{
+    struct x86_rm addend = x86_emit_tlb_compare(t, la, size, write, aligned);
+
     x86_slow_path(t, x86_emit_jcc(&t->e, COND_NE));
-    x86_emit_load(
-        &t->e, T1,
-        x86_rm_indexed(HOST_RSP, T1, tlb_offset(t, offsetof(struct x86_tlb_entry, addend))));
+    x86_emit_load(&t->e, T1, addend);
     return x86_rm_indexed(la, T1, 0);
 }

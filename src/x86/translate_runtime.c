@@ -127,6 +127,7 @@ static const uint8_t *run_handler(struct x86_cpu *cpu)
     const struct x86_insn *insn = site.insn;
     uint64_t next = cpu->host.page_base + (uint64_t)(int64_t)site.offset + insn->length;
     bool in_line = site.link == (int32_t)sizeof site;
+    uint64_t revocations = cpu->tlb_revocations;
 
     *(in_line ? &cpu->host.handlers : &cpu->host.probe_misses) += 1;
     cpu->s.rip = next - insn->length;
@@ -137,9 +138,28 @@ static const uint8_t *run_handler(struct x86_cpu *cpu)
     cpu->host.flags = (uint16_t)flags_split(cpu->s.rflags);
     uint8_t mode = x86_unit_mode(cpu);
     if (unlikely((insn->flags & X86_INSN_END) || cpu->end_block || cpu->next_rip != next ||
-                 cpu->s.interrupt_shadow || mode != cpu->host.mode))
+                 cpu->s.interrupt_shadow || mode != cpu->host.mode ||
+                 cpu->tlb_revocations != revocations))
         return find_entry(cpu, mode);
     return cpu->host.site + site.link;
+}
+
+/*
+ * Called by host code when a group's probe missed at address host.temp: tries to have the entry
+ * made, which nobody can see (no page fault, no dirty bit). Returns where to try again, or NULL:
+ * the instruction at RIP and what follows is for a plain unit.
+ */
+static const uint8_t *fill_group(struct x86_cpu *cpu)
+{
+    struct x86_site site;
+    memcpy(&site, cpu->host.site, sizeof site);
+    uint64_t la = cpu->host.temp;
+
+    cpu->s.rip = cpu->host.page_base + (uint64_t)(int64_t)site.offset;
+    if (((la ^ (la + site.span - 1)) & PAGE_MASK) == 0 && x86_tlb_prepare(cpu, la, site.write))
+        return cpu->host.site + site.link;
+    cpu->host.plain = true;
+    return NULL;
 }
 
 /* --- the routines --- */
@@ -264,7 +284,10 @@ static void emit_resume(struct x86_emit *e, bool vector, bool avx)
     x86_emit_jmp_rm(e, x86_rm_reg(T1));
 }
 
-static void emit_call(struct x86_emit *e, bool vector, bool avx, const uint8_t *tail)
+typedef const uint8_t *host_function(struct x86_cpu *cpu);
+
+static void emit_call(struct x86_emit *e, bool vector, bool avx, host_function *function,
+                      const uint8_t *tail)
 {
     emit_spill(e, vector, avx);
     x86_emit_mov(e, HOST_RDI, HOST_RSP);
@@ -272,7 +295,7 @@ static void emit_call(struct x86_emit *e, bool vector, bool avx, const uint8_t *
     x86_emit_load(e, HOST_RSP, x86_cpu_field(CPU_OFFSET(host.c_stack)));
     x86_emit_8(e, 0x48);
     x86_emit_8(e, 0xb8);
-    x86_emit_64(e, (uint64_t)(uintptr_t)run_handler);
+    x86_emit_64(e, (uint64_t)(uintptr_t)function);
     x86_emit_call_rm(e, x86_rm_reg(HOST_RAX));
     x86_emit_mov(e, HOST_RSP, HOST_RBX);
     x86_emit_mov(e, T1, HOST_RAX);
@@ -307,7 +330,10 @@ bool x86_routines_make(struct x86_translator *tr)
         const uint8_t *tail = e.at;
         emit_back_to_c(&e);
         r->call = e.at;
-        emit_call(&e, vector, avx, tail);
+        emit_call(&e, vector, avx, run_handler, tail);
+        r->group = e.at;
+        x86_emit_store(&e, x86_cpu_field(CPU_OFFSET(host.temp) + 8), T0);
+        emit_call(&e, vector, avx, fill_group, tail);
     }
     tr->at = e.at;
     return !e.full;
@@ -339,4 +365,6 @@ void x86_unit_run(struct x86_translator *tr, struct x86_cpu *cpu, const struct x
         out->from = site.unit;
     }
     out->lookup = site.kind == SITE_LOOKUP || site.kind == SITE_CALL;
+    out->plain = cpu->host.plain;
+    cpu->host.plain = false;
 }

@@ -143,7 +143,7 @@ static bool may_be_unaligned(ZydisMnemonic mnemonic)
  * The host must never see an unaligned address where it minds; whether the guest's CPU minds is up
  * to the handler.
  */
-static bool must_be_aligned(const struct x86_source *s)
+bool x86_vector_needs_alignment(const struct x86_source *s)
 {
     if (s->z.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
         return s->z.meta.exception_class == ZYDIS_EXCEPTION_CLASS_AVX1;
@@ -154,10 +154,8 @@ static struct x86_rm memory_operand(struct x86_translation *t)
 {
     const struct x86_source *s = t->source;
 
-    x86_flags_spill(t);
-    unsigned la = x86_emit_address(t, &s->mem->mem);
-    struct x86_rm rm = x86_emit_probe(t, la, s->mem->size / 8u, s->mem_write, must_be_aligned(s));
-    if (la == T0 && s->rax_read) {
+    struct x86_rm rm = x86_emit_memory(t, x86_vector_needs_alignment(s));
+    if (rm.base == T0 && s->rax_read) {
         x86_emit_lea(&t->e, T2, rm);
         rm = x86_rm_mem(T2, 0);
     }

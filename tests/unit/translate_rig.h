@@ -102,8 +102,11 @@ static inline void rig_map_page(struct translate_rig *rig, uint64_t la, uint64_t
 
 static inline void rig_paging(struct translate_rig *rig)
 {
+    /* Accessed before: a group's probe may set that bit ahead of its accesses, as processors may.
+     */
     for (unsigned level = 0; level < 3; level++)
-        store_le64(rig->ram + RIG_TABLES + level * 0x1000, (RIG_TABLES + (level + 1) * 0x1000) | 7);
+        store_le64(rig->ram + RIG_TABLES + level * 0x1000,
+                   (RIG_TABLES + (level + 1) * 0x1000) | 0x27);
     rig_map_page(rig, RIG_CODE, RIG_CODE, 0x67);
     rig_map_page(rig, RIG_DATA, RIG_DATA, 0x67);
     rig_map_page(rig, RIG_DATA + 0x1000, RIG_DATA + 0x5000, 0x67);
@@ -271,7 +274,8 @@ static inline unsigned rig_translate_some(struct translate_rig *rig, const uint8
     uint8_t mode = x86_unit_mode(rig->cpu);
     assert_true(rig->before.seg[X86_SS].attr & X86_SEG_DPL ? x86_mode_vector(mode)
                                                            : mode != X86_UNIT_NONE);
-    unsigned bytes = x86_translate_scan(tr, mode, 0, code, length);
+    struct x86_unit_code from = {.mode = mode, .bytes = code, .available = length};
+    unsigned bytes = x86_translate_scan(tr, &from);
     if (!bytes)
         return 0;
     assert_true(x86_unit_make(tr, rig->unit));

@@ -267,8 +267,12 @@ static struct translation *translate(struct engine_vcpu *vcpu, const struct bloc
     unsigned available = (unsigned)MIN(UNIT_WINDOW, PAGE_SIZE - offset);
 
     copy_code(copy, place->page + offset, available);
-    unsigned bytes = x86_translate_scan(vcpu->translator, BLOCK_UNIT_MODE(code_mode(place->key)),
-                                        offset, copy, available);
+    struct x86_unit_code code = {.mode = BLOCK_UNIT_MODE(code_mode(place->key)),
+                                 .plain = code_mode(place->key) & BLOCK_PLAIN,
+                                 .page_offset = offset,
+                                 .bytes = copy,
+                                 .available = available};
+    unsigned bytes = x86_translate_scan(vcpu->translator, &code);
     if (!bytes || !soft_memory_mark_code(vcpu, address, bytes, place->page))
         return NULL;
     copy_code(again, place->page + offset, bytes);
@@ -291,6 +295,16 @@ static struct translation *translate(struct engine_vcpu *vcpu, const struct bloc
     cache->units_made++;
     cache->translated += made->unit.count;
     return made;
+}
+
+struct translation *block_plain_unit(struct engine_vcpu *vcpu, const struct block_place *place)
+{
+    struct block_place plain = *place;
+
+    plain.key =
+        code_key(code_address(place->key), (uint8_t)(code_mode(place->key) | BLOCK_PLAIN));
+    struct translation *known = block_find_unit(&vcpu->cache, plain.key);
+    return known ? known : translate(vcpu, &plain);
 }
 
 static uint8_t *heat_of(struct block_cache *cache, uint64_t key)

@@ -89,9 +89,11 @@ void block_cache_drop_page(struct block_cache *cache, uint64_t page);
 
 /*
  * Code size, real or virtual-8086 mode, and the mode of units, or no unit (its TLB has none).
- * BLOCK_SHADOW: only its first instruction runs, in an interrupt shadow; never a unit.
+ * BLOCK_SHADOW: only its first instruction runs, in an interrupt shadow; never a unit. BLOCK_PLAIN:
+ * a unit without groups of memory operands, always of 64-bit code, so that the bit is free.
  */
 #define BLOCK_SHADOW          0x01
+#define BLOCK_PLAIN           0x02
 #define BLOCK_UNIT_MODE(mode) ((uint8_t)((mode) >> 5))
 static inline uint8_t block_mode(const struct x86_cpu *cpu)
 {
@@ -126,6 +128,9 @@ struct block *block_make(struct engine_vcpu *vcpu, const struct block_place *pla
 /* Has been interpreted once more: host code in place of the block, or NULL. May wait, too. */
 struct translation *block_heat_up(struct engine_vcpu *vcpu, struct block *block,
                                   const struct block_place *place);
+
+/* The plain unit there, which is made if need be; NULL: the interpreter must do. May wait, too. */
+struct translation *block_plain_unit(struct engine_vcpu *vcpu, const struct block_place *place);
 
 /* --- dispatch.c --- */
 

@@ -137,13 +137,19 @@ static inline bool is_posted(const struct engine_vcpu *vcpu)
     return unlikely(atomic_load_explicit(&vcpu->posted, memory_order_acquire));
 }
 
-/* After STI and MOV SS one instruction runs alone. Never from a unit, which may be there, too. */
+/* One instruction is to run alone, not from a unit, which may be there, too. */
+static void choose_single(struct block_place *place)
+{
+    place->key = code_key(code_address(place->key), code_mode(place->key) | BLOCK_SHADOW);
+}
+
+/* So it is after STI and MOV SS. */
 static bool leave_shadow(struct x86_cpu *cpu, struct block_place *place)
 {
     if (likely(!cpu->s.interrupt_shadow))
         return false;
     cpu->s.interrupt_shadow = cpu->s.shadow_is_mov_ss = false;
-    place->key = code_key(code_address(place->key), code_mode(place->key) | BLOCK_SHADOW);
+    choose_single(place);
     return true;
 }
 
@@ -162,11 +168,18 @@ bool block_loop(struct engine_vcpu *vcpu)
         }
         if (unlikely(!locate(cpu, &place)))
             return true;
-        bool shadow = leave_shadow(cpu, &place);
-        if (unlikely(!find(vcpu, previous, &place, &found)))
-            return true;
-        if (!found.translation)
-            found.translation = block_heat_up(vcpu, found.block, &place);
+        bool single = leave_shadow(cpu, &place);
+        found.translation = unlikely(exit.plain) ? block_plain_unit(vcpu, &place) : NULL;
+        if (likely(!found.translation)) {
+            if (unlikely(exit.plain)) {
+                choose_single(&place);
+                single = true;
+            }
+            if (unlikely(!find(vcpu, previous, &place, &found)))
+                return true;
+            if (!found.translation)
+                found.translation = block_heat_up(vcpu, found.block, &place);
+        }
         if (is_posted(vcpu))
             return false; /* perhaps the very bytes just decoded have changed */
         if (likely(found.translation)) {
@@ -177,7 +190,7 @@ bool block_loop(struct engine_vcpu *vcpu)
             previous = NULL;
         } else {
             exit = (struct x86_unit_exit) {0};
-            run_block(vcpu, found.block, shadow ? 1 : BLOCK_INSNS_MAX);
+            run_block(vcpu, found.block, single ? 1 : BLOCK_INSNS_MAX);
             previous = found.block;
         }
         cpu->end_block = false;

@@ -33,12 +33,39 @@ static void init_shadow(struct lockstep *l)
     x86_cpu_init(&l->shadow, &config);
 }
 
+static void interpret_from(struct engine_vcpu *vcpu, const struct x86_unit *unit, unsigned first)
+{
+    struct x86_cpu *cpu = &vcpu->cpu;
+
+    for (unsigned i = first; i < unit->count; i++) {
+        const struct x86_insn *insn = &unit->insn[i];
+        uint64_t next = cpu->s.rip + insn->length;
+        cpu->next_rip = next;
+        insn->run(cpu, insn);
+        cpu->s.rip = cpu->next_rip;
+        if (cpu->s.rip != next || cpu->end_block)
+            return;
+    }
+}
+
+/* A group of memory operands could not be had: what the unit has left to do. */
+static void interpret_rest(struct engine_vcpu *vcpu, const struct x86_unit *unit)
+{
+    unsigned offset = unit->page_offset, first = 0;
+
+    while (first < unit->count && offset != (vcpu->cpu.s.rip & ~PAGE_MASK))
+        offset += unit->insn[first++].length;
+    interpret_from(vcpu, unit, first);
+}
+
 static void run_translated(struct engine_vcpu *vcpu, const struct x86_unit *unit)
 {
     struct x86_unit_exit exit;
 
     x86_unit_choose_key(vcpu->translator, &vcpu->cpu, unit->mode);
     x86_unit_run(vcpu->translator, &vcpu->cpu, unit, &exit);
+    if (exit.plain)
+        interpret_rest(vcpu, unit);
 }
 
 int lockstep_create(struct engine_vcpu *vcpu, struct err *err)
@@ -76,17 +103,7 @@ void lockstep_destroy(struct engine_vcpu *vcpu)
 
 void lockstep_interpret(struct engine_vcpu *vcpu, const struct x86_unit *unit)
 {
-    struct x86_cpu *cpu = &vcpu->cpu;
-
-    for (unsigned i = 0; i < unit->count; i++) {
-        const struct x86_insn *insn = &unit->insn[i];
-        uint64_t next = cpu->s.rip + insn->length;
-        cpu->next_rip = next;
-        insn->run(cpu, insn);
-        cpu->s.rip = cpu->next_rip;
-        if (cpu->s.rip != next || cpu->end_block)
-            return;
-    }
+    interpret_from(vcpu, unit, 0);
 }
 
 static enum lockstep_end run_unit(struct lockstep *l, const struct x86_unit *unit)
