@@ -301,8 +301,7 @@ struct translation *block_plain_unit(struct engine_vcpu *vcpu, const struct bloc
 {
     struct block_place plain = *place;
 
-    plain.key =
-        code_key(code_address(place->key), (uint8_t)(code_mode(place->key) | BLOCK_PLAIN));
+    plain.key = code_key(code_address(place->key), (uint8_t)(code_mode(place->key) | BLOCK_PLAIN));
     struct translation *known = block_find_unit(&vcpu->cache, plain.key);
     return known ? known : translate(vcpu, &plain);
 }

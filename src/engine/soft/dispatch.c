@@ -194,8 +194,10 @@ bool block_loop(struct engine_vcpu *vcpu)
             previous = found.block;
         }
         cpu->end_block = false;
-    } while (likely(!atomic_load_explicit(&vcpu->attention, memory_order_acquire)) &&
-             !cpu->halted && !cpu->debug_active);
+        /* A unit that asks for the plain one has perhaps done nothing yet: that comes first. */
+    } while (unlikely(exit.plain) ||
+             (likely(!atomic_load_explicit(&vcpu->attention, memory_order_acquire)) &&
+              !cpu->halted && !cpu->debug_active));
     return false;
 }
 
