@@ -135,6 +135,19 @@ static void choose_kept(struct x86_translator *tr)
     }
 }
 
+static bool goes_on(const struct x86_translator *tr, const struct x86_unit_code *code,
+                    unsigned *branches)
+{
+    const struct x86_source *last = &tr->source[tr->count - 1];
+
+    if (ends_unit(last))
+        return false;
+    if (last->kind != KIND_JCC && last->kind != KIND_LOOP)
+        return true;
+    return ++*branches < SIDE_EXITS_MAX &&
+           (!code->follow || code->follow(code->context, tr->page_offset + tr->bytes));
+}
+
 unsigned x86_translate_scan(struct x86_translator *tr, const struct x86_unit_code *code)
 {
     unsigned branches = 0;
@@ -144,12 +157,8 @@ unsigned x86_translate_scan(struct x86_translator *tr, const struct x86_unit_cod
     tr->page_offset = code->page_offset;
     tr->count = tr->bytes = 0;
     while (tr->count < X86_UNIT_INSNS_MAX && tr->bytes < code->available &&
-           scan_one(tr, code->bytes, code->available)) {
-        const struct x86_source *last = &tr->source[tr->count - 1];
-        bool branch = last->kind == KIND_JCC || last->kind == KIND_LOOP;
-        if (ends_unit(last) || (branch && ++branches == SIDE_EXITS_MAX))
-            break;
-    }
+           scan_one(tr, code->bytes, code->available) && goes_on(tr, code, &branches))
+        ;
     x86_groups_form(tr);
     choose_kept(tr);
     find_live_flags(tr);

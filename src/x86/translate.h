@@ -78,6 +78,9 @@ struct x86_unit_code {
     unsigned page_offset;
     const uint8_t *bytes;
     unsigned available;
+    /* Whether to go on at this offset, behind a conditional branch; NULL: yes. */
+    bool (*follow)(void *context, unsigned page_offset);
+    void *context;
 };
 
 /* Step 1: decodes; returns how many bytes a unit from there would cover, 0: none can be made. */

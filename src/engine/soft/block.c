@@ -254,6 +254,28 @@ struct block *block_make(struct engine_vcpu *vcpu, const struct block_place *pla
 /* Bytes looked at for one unit. */
 #define UNIT_WINDOW 512u
 
+static uint8_t *heat_of(struct block_cache *cache, uint64_t key)
+{
+    return &cache->heat[key * 0x9e3779b97f4a7c15ull >> (64 - BLOCK_HEAT_BITS)];
+}
+
+struct unit_site {
+    struct block_cache *cache;
+    uint64_t key;
+};
+
+/*
+ * A unit goes on where code has run that is no unit's start: half as often as what leads there, or
+ * more. That keeps rare code out, and most code in one unit only.
+ */
+static bool is_warm(void *context, unsigned page_offset)
+{
+    const struct unit_site *site = context;
+    uint64_t key = (site->key & ~(uint64_t)(PAGE_SIZE - 1)) | page_offset;
+
+    return page_offset < PAGE_SIZE && *heat_of(site->cache, key) >= site->cache->hot / 2;
+}
+
 /*
  * Host code for what has become hot. The same order as in decode_inside. None is made when bytes
  * change all the time; when there is no room, everything goes before the next block.
@@ -271,7 +293,9 @@ static struct translation *translate(struct engine_vcpu *vcpu, const struct bloc
                                  .plain = code_mode(place->key) & BLOCK_PLAIN,
                                  .page_offset = offset,
                                  .bytes = copy,
-                                 .available = available};
+                                 .available = available,
+                                 .follow = is_warm,
+                                 .context = &(struct unit_site) {cache, place->key}};
     unsigned bytes = x86_translate_scan(vcpu->translator, &code);
     if (!bytes || !soft_memory_mark_code(vcpu, address, bytes, place->page))
         return NULL;
@@ -304,11 +328,6 @@ struct translation *block_plain_unit(struct engine_vcpu *vcpu, const struct bloc
     plain.key = code_key(code_address(place->key), (uint8_t)(code_mode(place->key) | BLOCK_PLAIN));
     struct translation *known = block_find_unit(&vcpu->cache, plain.key);
     return known ? known : translate(vcpu, &plain);
-}
-
-static uint8_t *heat_of(struct block_cache *cache, uint64_t key)
-{
-    return &cache->heat[key * 0x9e3779b97f4a7c15ull >> (64 - BLOCK_HEAT_BITS)];
 }
 
 static bool can_translate(const struct engine_vcpu *vcpu, const struct block *block)
