@@ -173,6 +173,7 @@ struct x86_tlb_book {
 struct x86_host_code {
     uint64_t page_base; /* linear address of the page that is being executed */
     uint64_t jump_now;  /* key of the present mode and code space; even, never 0 */
+    uint64_t jump_kernel, jump_kernel_user; /* those of these modes, while in one of them */
     uint64_t temp;
     uint64_t group[16];  /* host addresses, see translate_group.c */
     bool plain;          /* a group could not be had at RIP */

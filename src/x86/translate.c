@@ -89,17 +89,18 @@ static bool jumps_in_unit(const struct x86_source *s)
 }
 
 /* One instruction at tr->bytes. False: it does not fit, or cannot be decoded. */
-static bool scan_one(struct x86_translator *tr, const uint8_t *bytes, unsigned available)
+static bool scan_one(struct x86_translator *tr, const struct x86_unit_code *code, uint8_t mode)
 {
-    static const struct x86_decode_mode mode = {.code_size = 8};
+    static const struct x86_decode_mode decode_mode = {.code_size = 8};
     struct x86_source *s = &tr->source[tr->count];
-    struct x86_decode_bytes from = {&mode, bytes + tr->bytes, available - tr->bytes};
+    struct x86_decode_bytes from = {&decode_mode, code->bytes + tr->bytes,
+                                    code->available - tr->bytes};
 
     if (x86_decode_whole(tr->config.decoder, &from, &s->insn, &s->z, s->op) != X86_DECODE_OK)
         return false;
     s->bytes = from.bytes;
     s->offset = (uint16_t)(tr->page_offset + tr->bytes);
-    x86_source_classify(s, tr->mode);
+    x86_source_classify(s, mode);
     if (tr->count && s[-1].kind == KIND_STI && jumps_in_unit(s))
         return false; /* STI is the last one then */
     tr->bytes += s->insn.length;
@@ -151,14 +152,15 @@ static bool goes_on(const struct x86_translator *tr, const struct x86_unit_code 
 unsigned x86_translate_scan(struct x86_translator *tr, const struct x86_unit_code *code)
 {
     unsigned branches = 0;
+    uint8_t mode = code->mode;
 
     tr->mode = code->mode;
     tr->plain = code->plain;
     tr->page_offset = code->page_offset;
     tr->count = tr->bytes = 0;
     while (tr->count < X86_UNIT_INSNS_MAX && tr->bytes < code->available &&
-           scan_one(tr, code->bytes, code->available) && goes_on(tr, code, &branches))
-        ;
+           scan_one(tr, code, mode) && goes_on(tr, code, &branches))
+        mode = x86_mode_behind(&tr->source[tr->count - 1], mode);
     x86_groups_form(tr);
     choose_kept(tr);
     find_live_flags(tr);
@@ -459,6 +461,12 @@ static void translate_one(struct x86_translation *t)
     case KIND_FROM_SEGMENT:
     case KIND_BIT_STRING:
     case KIND_STRING:
+    case KIND_REP_STRING:
+    case KIND_AC:
+    case KIND_FROM_CR:
+    case KIND_READ_BASE:
+    case KIND_WRITE_BASE:
+    case KIND_PAUSE:
         x86_translate_system(t);
         break;
     default:
@@ -512,7 +520,7 @@ bool x86_unit_make(struct x86_translator *tr, struct x86_unit *unit)
     t->t1_group = 0;
     unit->bytes = (uint16_t)tr->bytes;
     unit->count = (uint8_t)tr->count;
-    unit->mode = tr->mode;
+    unit->mode = t->mode = tr->mode;
     unit->page_offset = (uint16_t)tr->page_offset;
     emit_entries(t);
     translate_body(t);

@@ -95,8 +95,9 @@ struct x86_unit_exit {
     uint8_t *link;   /* a jump that can lead straight to the unit at RIP (x86_unit_link), or NULL */
     bool host_flags; /* which way into it */
     const struct x86_unit *from;
-    bool plain;  /* RIP is to be run by a unit without groups */
-    bool lookup; /* RIP was perhaps not in the jump cache: x86_unit_note */
+    uint8_t mode; /* in which it left */
+    bool plain;   /* RIP is to be run by a unit without groups */
+    bool lookup;  /* RIP was perhaps not in the jump cache: x86_unit_note */
 };
 
 /*

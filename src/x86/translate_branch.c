@@ -43,7 +43,7 @@ static void emit_far_target(struct x86_translation *t, int64_t offset)
 /* The unit jumps to its own start: the body, when the flags are where it wants them. */
 static bool is_own_start(const struct x86_translation *t, int64_t offset)
 {
-    return offset == (int64_t)t->tr->page_offset && !t->tr->config.alone;
+    return offset == (int64_t)t->tr->page_offset && !t->tr->config.alone && t->mode == t->tr->mode;
 }
 
 static void jump_back(struct x86_translation *t, int64_t offset)
@@ -137,8 +137,7 @@ static void translate_call(struct x86_translation *t)
     jump_to(t, target_offset(t->source));
 }
 
-/* A target that is not canonical is for the handler: bits 63 to 47 of T0 are not all the same. */
-static void emit_canonical_check(struct x86_translation *t)
+void x86_emit_canonical_check(struct x86_translation *t)
 {
     x86_emit_mov(&t->e, T1, T0);
     x86_emit_shift_imm(&t->e, 7, T1, 47, true);
@@ -154,7 +153,7 @@ static void translate_ret(struct x86_translation *t)
 
     x86_flags_spill(t);
     x86_emit_load(&t->e, T0, x86_emit_stack(t, X86_RSP, 0));
-    emit_canonical_check(t);
+    x86_emit_canonical_check(t);
     x86_emit_lea(&t->e, GUEST_RSP, x86_rm_mem(GUEST_RSP, 8 + (int32_t)release));
     x86_leave_indirect(t);
 }
@@ -170,7 +169,7 @@ static void emit_target_operand(struct x86_translation *t)
         unsigned host = x86_gpr_in(t, s->rm.gpr, T0);
         x86_emit_mov(&t->e, T0, host);
     }
-    emit_canonical_check(t);
+    x86_emit_canonical_check(t);
 }
 
 static void translate_indirect(struct x86_translation *t)

@@ -262,11 +262,13 @@ void x86_groups_form(struct x86_translator *tr)
         s->group = 0;
         if (tr->plain)
             continue;
-        if (s->kind == KIND_HANDLER) {
+        if (s->kind == KIND_HANDLER || s->kind == KIND_AC) {
             forget_all(&g);
             continue;
         }
-        if (access_of(&g.regs, s, &access))
+        /* What follows STI is done in its unit. */
+        bool alone = i && s[-1].kind == KIND_STI;
+        if (!alone && access_of(&g.regs, s, &access))
             add(&g, s, &access);
         if (s->kind == KIND_JCC) {
             for (unsigned k = 0; k < tr->group_count; k++)

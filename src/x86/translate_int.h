@@ -66,6 +66,12 @@ enum x86_kind {
     KIND_FROM_SEGMENT,
     KIND_BIT_STRING, /* BT, BTS, BTR, BTC in memory, number in a register */
     KIND_STRING,     /* MOVS, STOS, LODS without REP */
+    KIND_REP_STRING, /* MOVS, STOS with it */
+    KIND_AC,         /* STAC, CLAC */
+    KIND_FROM_CR,
+    KIND_READ_BASE, /* RDFSBASE, RDGSBASE */
+    KIND_WRITE_BASE,
+    KIND_PAUSE,
 };
 
 /* A general register operand: its number and what happens to it; size in bytes, 0: none. */
@@ -135,6 +141,7 @@ struct x86_translation {
     struct x86_source *source; /* of the present instruction */
     unsigned index;
     uint8_t flags;    /* enum x86_flags_state */
+    uint8_t mode;     /* the unit's, until STAC or CLAC changes it */
     uint8_t t1_group; /* T1 holds the start of that group (1 + index), or 0 */
     bool ended;       /* the present instruction does not go on to the next */
     bool window;      /* interrupts may be taken behind the next instruction */
@@ -305,6 +312,11 @@ void x86_emit_attention_check(struct x86_translation *t, int offset);
 /* The kind of an instruction that is not of the usual ones; s->kind: what it might have been. */
 uint8_t x86_system_classify(struct x86_source *s, uint8_t mode);
 void x86_translate_system(struct x86_translation *t);
+/* The mode behind the instruction, which began in `mode`. */
+uint8_t x86_mode_behind(const struct x86_source *s, uint8_t mode);
+/* An address in T0 that is not canonical is for the handler: bits 63 to 47 are not all the same.
+ * Uses T1. */
+void x86_emit_canonical_check(struct x86_translation *t);
 /* Behind the instruction that follows STI. */
 void x86_emit_window(struct x86_translation *t);
 bool x86_vector_classify(struct x86_source *s); /* may be KIND_VECTOR */

@@ -367,6 +367,11 @@ static bool may_fault(const struct x86_source *s)
     case KIND_POPF:
     case KIND_BIT_STRING:
     case KIND_STRING:
+    case KIND_REP_STRING:
+    case KIND_AC:
+    case KIND_READ_BASE:
+    case KIND_WRITE_BASE:
+    case KIND_PAUSE:
         return true;
     case KIND_GENERIC:
     case KIND_VECTOR:
@@ -499,7 +504,7 @@ unsigned x86_emit_address(struct x86_translation *t, const ZydisDecodedOperandMe
 static int32_t tlb_offset(const struct x86_translation *t, size_t field)
 {
     return (int32_t)(offsetof(struct x86_cpu, tlb) + field) +
-           x86_mode_mmu(t->tr->mode) * (int32_t)sizeof(((struct x86_cpu *)0)->tlb[0]);
+           x86_mode_mmu(t->mode) * (int32_t)sizeof(((struct x86_cpu *)0)->tlb[0]);
 }
 
 /* T1 = the byte offset of la's entry: (la >> 12) % entries * 32. */

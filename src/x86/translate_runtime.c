@@ -61,18 +61,27 @@ static uint64_t new_key(struct x86_translator *tr, uint8_t mode, uint32_t space)
     return tr->last_key;
 }
 
-void x86_unit_choose_key(struct x86_translator *tr, struct x86_cpu *cpu, uint8_t mode)
+static uint64_t present_key(struct x86_translator *tr, const struct x86_cpu *cpu, uint8_t mode)
 {
     uint32_t space = in_global_space(mode) ? cpu->code_space_global : cpu->code_space;
     struct x86_known_key *present = &tr->present[mode];
 
+    if (unlikely(present->space != space || !present->key))
+        *present = (struct x86_known_key) {new_key(tr, mode, space), space, mode};
+    return present->key;
+}
+
+void x86_unit_choose_key(struct x86_translator *tr, struct x86_cpu *cpu, uint8_t mode)
+{
     if (unlikely(cpu->code_space_wraps != tr->wraps)) {
         x86_jump_cache_clear(tr, cpu);
         tr->wraps = cpu->code_space_wraps;
     }
-    if (unlikely(present->space != space || !present->key))
-        *present = (struct x86_known_key) {new_key(tr, mode, space), space, mode};
-    cpu->host.jump_now = present->key;
+    cpu->host.jump_now = present_key(tr, cpu, mode);
+    if (!in_global_space(mode))
+        return;
+    cpu->host.jump_kernel = present_key(tr, cpu, X86_MMU_KERNEL);
+    cpu->host.jump_kernel_user = present_key(tr, cpu, X86_MMU_KERNEL_USER);
 }
 
 void x86_unit_note(struct x86_cpu *cpu, const struct x86_unit *unit)
@@ -363,6 +372,7 @@ void x86_unit_run(struct x86_translator *tr, struct x86_cpu *cpu, const struct x
         out->link = x86_writable(tr, cpu->host.site) + site.link;
         out->host_flags = site.host_flags;
         out->from = site.unit;
+        out->mode = cpu->host.mode;
     }
     out->lookup = site.kind == SITE_LOOKUP || site.kind == SITE_CALL;
     out->plain = cpu->host.plain;

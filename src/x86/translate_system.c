@@ -72,28 +72,35 @@ static bool is_high_byte(struct x86_source *s)
 
 /* --- which ones: the others --- */
 
-static bool is_one_string_element(const struct x86_source *s)
+static uint8_t string_kind(const struct x86_source *s)
 {
-    const uint64_t special = ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE |
+    const uint64_t special = ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE |
                              ZYDIS_ATTRIB_HAS_SEGMENT_FS | ZYDIS_ATTRIB_HAS_SEGMENT_GS;
+    bool repeated = s->z.attributes & ZYDIS_ATTRIB_HAS_REP;
 
     if (s->z.meta.category != ZYDIS_CATEGORY_STRINGOP || (s->z.attributes & special) ||
         s->z.address_width != 64)
-        return false;
+        return KIND_HANDLER;
     switch (s->z.opcode & ~1u) {
     case 0xa4: /* MOVS */
     case 0xaa: /* STOS */
+        return repeated ? KIND_REP_STRING : KIND_STRING;
     case 0xac: /* LODS */
-        return true;
+        return repeated ? KIND_HANDLER : KIND_STRING;
     default:
-        return false;
+        return KIND_HANDLER;
     }
 }
 
-static bool is_from_segment(struct x86_source *s)
+/* MOV from a segment or control register. */
+static uint8_t special_move_kind(struct x86_source *s, bool kernel)
 {
-    return s->z.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && s->z.opcode == 0x8c &&
-           x86_source_use(s, &s->op[0]);
+    if (s->z.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && s->z.opcode == 0x8c)
+        return x86_source_use(s, &s->op[0]) ? KIND_FROM_SEGMENT : KIND_HANDLER;
+    if (s->z.opcode_map == ZYDIS_OPCODE_MAP_0F && s->z.opcode == 0x20 && kernel &&
+        s->op[1].reg.value <= ZYDIS_REGISTER_CR4)
+        return x86_source_use(s, &s->op[0]) ? KIND_FROM_CR : KIND_HANDLER;
+    return is_high_byte(s) ? KIND_HIGH_BYTE : KIND_HANDLER;
 }
 
 static bool is_bit_string(struct x86_source *s)
@@ -128,14 +135,31 @@ uint8_t x86_system_classify(struct x86_source *s, uint8_t mode)
     case ZYDIS_MNEMONIC_BTR:
     case ZYDIS_MNEMONIC_BTC:
         return is_bit_string(s) ? KIND_BIT_STRING : KIND_HANDLER;
+    case ZYDIS_MNEMONIC_CLAC: /* AC is clear where user pages are refused */
+        return x86_mode_mmu(mode) == X86_MMU_KERNEL ? KIND_NOP : kernel ? KIND_AC : KIND_HANDLER;
+    case ZYDIS_MNEMONIC_STAC:
+        return kernel ? KIND_AC : KIND_HANDLER;
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+        return x86_source_use(s, &s->op[0]) ? KIND_READ_BASE : KIND_HANDLER;
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE:
+        return x86_source_use(s, &s->op[0]) ? KIND_WRITE_BASE : KIND_HANDLER;
+    case ZYDIS_MNEMONIC_PAUSE:
+        return KIND_PAUSE;
+    case ZYDIS_MNEMONIC_MOV:
+        return special_move_kind(s, kernel);
     default:
         break;
     }
-    if (s->z.mnemonic == ZYDIS_MNEMONIC_MOV && is_from_segment(s))
-        return KIND_FROM_SEGMENT;
-    if (is_one_string_element(s))
-        return KIND_STRING;
-    return is_high_byte(s) ? KIND_HIGH_BYTE : KIND_HANDLER;
+    return is_high_byte(s) ? KIND_HIGH_BYTE : string_kind(s);
+}
+
+uint8_t x86_mode_behind(const struct x86_source *s, uint8_t mode)
+{
+    if (s->kind != KIND_AC)
+        return mode;
+    return s->z.mnemonic == ZYDIS_MNEMONIC_STAC ? X86_MMU_KERNEL_USER : X86_MMU_KERNEL;
 }
 
 /* --- what is emitted: AH to BH --- */
@@ -356,7 +380,58 @@ static void translate_popf(struct x86_translation *t)
     x86_emit_attention_check(t, s->offset + s->z.length);
 }
 
-/* --- segments --- */
+/* --- STAC, CLAC --- */
+
+static void emit_set_byte(struct x86_translation *t, int32_t offset, uint8_t value)
+{
+    struct x86_encoding mov = {.opcode = 0xc6};
+    struct x86_rm field = x86_cpu_field(offset);
+    x86_emit_op(&t->e, &mov, 0, &field);
+    x86_emit_8(&t->e, value);
+}
+
+static void emit_test(struct x86_translation *t, struct x86_rm field, uint32_t bits)
+{
+    struct x86_encoding test = {.opcode = 0xf7};
+    x86_emit_op(&t->e, &test, 0, &field);
+    x86_emit_32(&t->e, bits);
+}
+
+/* What follows in the unit is of the new mode. */
+static void emit_change_mode(struct x86_translation *t, uint8_t mode)
+{
+    struct x86_rm key = x86_cpu_field(mode == X86_MMU_KERNEL ? CPU_OFFSET(host.jump_kernel)
+                                                             : CPU_OFFSET(host.jump_kernel_user));
+    int32_t table = mode * (int32_t)sizeof(((struct x86_cpu *)0)->tlb[0]);
+
+    t->mode = mode;
+    emit_set_byte(t, CPU_OFFSET(mmu), mode);
+    emit_set_byte(t, CPU_OFFSET(host.mode), mode);
+    x86_emit_lea(&t->e, T0, x86_cpu_field(CPU_OFFSET(tlb) + table));
+    x86_emit_store(&t->e, x86_cpu_field(CPU_OFFSET(tlb_now)), T0);
+    x86_emit_load(&t->e, T0, key);
+    x86_emit_store(&t->e, x86_cpu_field(CPU_OFFSET(host.jump_now)), T0);
+}
+
+/* Without SMAP user pages are always allowed: CLAC is for the handler then, which leaves the unit.
+ */
+static void translate_ac(struct x86_translation *t)
+{
+    uint8_t mode = x86_mode_behind(t->source, t->mode);
+
+    x86_flags_spill(t);
+    if (mode == X86_MMU_KERNEL) {
+        emit_test(t, x86_cpu_field(CPU_OFFSET(s.cr4)), X86_CR4_SMAP);
+        x86_slow_path(t, x86_emit_jcc(&t->e, COND_E));
+        emit_change_rflags(t, ALU_AND, ~X86_AC);
+    } else {
+        emit_change_rflags(t, ALU_OR, X86_AC);
+    }
+    if (mode != t->mode)
+        emit_change_mode(t, mode);
+}
+
+/* --- segments and control registers --- */
 
 static void translate_swapgs(struct x86_translation *t)
 {
@@ -396,6 +471,76 @@ static void translate_from_segment(struct x86_translation *t)
     }
     x86_emit_op(&t->e, &movzx, T2, &selector);
     x86_emit_op(&t->e, &mov16, T2, &to);
+}
+
+static bool is_fs(const struct x86_source *s)
+{
+    return s->z.mnemonic == ZYDIS_MNEMONIC_RDFSBASE || s->z.mnemonic == ZYDIS_MNEMONIC_WRFSBASE;
+}
+
+/* Not enabled: #UD, by the handler. */
+static void emit_base_check(struct x86_translation *t)
+{
+    x86_flags_spill(t);
+    emit_test(t, x86_cpu_field(CPU_OFFSET(s.cr4)), X86_CR4_FSGSBASE);
+    x86_slow_path(t, x86_emit_jcc(&t->e, COND_E));
+}
+
+static struct x86_rm hidden_base(const struct x86_source *s)
+{
+    return x86_cpu_field(is_fs(s) ? CPU_OFFSET(s.seg[X86_FS].base)
+                                  : CPU_OFFSET(s.seg[X86_GS].base));
+}
+
+static void translate_read_base(struct x86_translation *t)
+{
+    const struct x86_source *s = t->source;
+    struct x86_encoding load = {.opcode = 0x8b, .w = s->rm.size == 8};
+    struct x86_rm base = hidden_base(s);
+
+    emit_base_check(t);
+    x86_emit_op(&t->e, &load, T0, &base);
+    x86_gpr_out(t, s->rm.gpr, T0);
+}
+
+static void translate_write_base(struct x86_translation *t)
+{
+    const struct x86_source *s = t->source;
+    struct x86_encoding load = {.opcode = 0x8b, .w = s->rm.size == 8};
+    int32_t used = is_fs(s) ? CPU_OFFSET(seg_base[X86_FS]) : CPU_OFFSET(seg_base[X86_GS]);
+
+    emit_base_check(t);
+    struct x86_rm from = x86_rm_reg(x86_gpr_in(t, s->rm.gpr, T0));
+    x86_emit_op(&t->e, &load, T0, &from);
+    x86_emit_canonical_check(t);
+    x86_emit_store(&t->e, hidden_base(s), T0);
+    x86_emit_store(&t->e, x86_cpu_field(used), T0);
+}
+
+static void translate_from_cr(struct x86_translation *t)
+{
+    static const int32_t offsets[] = {CPU_OFFSET(s.cr0), 0, CPU_OFFSET(s.cr2), CPU_OFFSET(s.cr3),
+                                      CPU_OFFSET(s.cr4)};
+    const struct x86_source *s = t->source;
+
+    x86_emit_load(&t->e, T0, x86_cpu_field(offsets[s->op[1].reg.value - ZYDIS_REGISTER_CR0]));
+    x86_gpr_out(t, s->rm.gpr, T0);
+}
+
+/* --- PAUSE --- */
+
+/* Counted; the handler looks whether to let others run. */
+static void translate_pause(struct x86_translation *t)
+{
+    struct x86_encoding cmp = {.opcode = 0x81}, add = {.opcode = 0x83};
+    struct x86_rm pauses = x86_cpu_field(CPU_OFFSET(pauses));
+
+    x86_flags_spill(t);
+    x86_emit_op(&t->e, &cmp, ALU_CMP, &pauses);
+    x86_emit_32(&t->e, X86_PAUSES_TO_YIELD - 1);
+    x86_slow_path(t, x86_emit_jcc(&t->e, COND_AE));
+    x86_emit_op(&t->e, &add, ALU_ADD, &pauses);
+    x86_emit_8(&t->e, 1);
 }
 
 /* --- memory operands of any size --- */
@@ -468,17 +613,20 @@ static void translate_bit_string(struct x86_translation *t)
 /* --- one element of a string --- */
 
 /* Upwards; the handler goes downwards. */
+static void emit_direction_check(struct x86_translation *t)
+{
+    x86_flags_spill(t);
+    emit_test(t, *rflags(), X86_DF);
+    x86_slow_path(t, x86_emit_jcc(&t->e, COND_NE));
+}
+
 static void translate_string(struct x86_translation *t)
 {
     const struct x86_source *s = t->source;
-    struct x86_encoding test = {.opcode = 0xf7};
     unsigned opcode = s->z.opcode & ~1u, value = opcode == 0xa4 ? T0 : GUEST_RAX;
     int size = s->z.opcode & 1 ? s->z.operand_width / 8 : 1;
 
-    x86_flags_spill(t);
-    x86_emit_op(&t->e, &test, 0, rflags());
-    x86_emit_32(&t->e, X86_DF);
-    x86_slow_path(t, x86_emit_jcc(&t->e, COND_NE));
+    emit_direction_check(t);
     if (opcode != 0xaa)
         emit_sized(t, MOV_LOAD, (unsigned)size, value,
                    x86_emit_probe(t, GUEST_RSI, (unsigned)size, false, false));
@@ -489,6 +637,78 @@ static void translate_string(struct x86_translation *t)
         x86_emit_lea(&t->e, GUEST_RSI, x86_rm_mem(GUEST_RSI, size));
     if (opcode != 0xac)
         x86_emit_lea(&t->e, GUEST_RDI, x86_rm_mem(GUEST_RDI, size));
+}
+
+/* --- repeated strings that lie in one page --- */
+
+/* T2 = where the string of RCX elements at `start` ends, in the page; it must be there. */
+static void emit_page_check(struct x86_translation *t, unsigned start, unsigned size)
+{
+    struct x86_rm end = x86_rm_indexed(T2, HOST_RCX, 0);
+
+    end.scale = (uint8_t)__builtin_ctz(size);
+    x86_emit_mov32(&t->e, T2, start);
+    x86_emit_alu_imm32(&t->e, ALU_AND, T2, PAGE_SIZE - 1);
+    x86_emit_lea(&t->e, T2, end);
+    x86_emit_alu_imm32(&t->e, ALU_CMP, T2, PAGE_SIZE);
+    x86_slow_path(t, x86_emit_jcc(&t->e, COND_A));
+}
+
+static void emit_exchange(struct x86_translation *t, unsigned a, unsigned b)
+{
+    struct x86_encoding xchg = {.opcode = 0x87, .w = true};
+    struct x86_rm rm = x86_rm_reg(b);
+    x86_emit_op(&t->e, &xchg, a, &rm);
+}
+
+/* to = where the string of T2 elements at `start` ends. */
+static void emit_string_end(struct x86_translation *t, unsigned to, unsigned start, unsigned size)
+{
+    struct x86_rm end = x86_rm_indexed(start, T2, 0);
+
+    end.scale = (uint8_t)__builtin_ctz(size);
+    x86_emit_lea(&t->e, to, end);
+}
+
+static void emit_repeated(struct x86_translation *t, unsigned size)
+{
+    if (size == 2)
+        x86_emit_8(&t->e, 0x66);
+    x86_emit_8(&t->e, 0xf3);
+    if (size == 8)
+        x86_emit_8(&t->e, 0x48);
+    x86_emit_8(&t->e, t->source->z.opcode);
+}
+
+/*
+ * The host's own instruction on host addresses, while the guest's are kept in scratch registers;
+ * RCX is the guest's. What crosses a page, goes downwards or misses is the handler's.
+ */
+static void translate_rep_string(struct x86_translation *t)
+{
+    const struct x86_source *s = t->source;
+    unsigned size = s->z.opcode & 1 ? s->z.operand_width / 8u : 1;
+    bool moves = (s->z.opcode & ~1u) == 0xa4;
+
+    emit_direction_check(t);
+    x86_emit_alu_imm(&t->e, ALU_CMP, HOST_RCX, (int32_t)(PAGE_SIZE / size));
+    x86_slow_path(t, x86_emit_jcc(&t->e, COND_A));
+    emit_page_check(t, GUEST_RDI, size);
+    if (moves) {
+        emit_page_check(t, GUEST_RSI, size);
+        x86_emit_lea(&t->e, T0, x86_emit_probe(t, GUEST_RSI, 1, false, false));
+    }
+    x86_emit_lea(&t->e, T1, x86_emit_probe(t, GUEST_RDI, 1, true, false));
+    x86_emit_mov(&t->e, T2, HOST_RCX);
+    emit_exchange(t, T1, GUEST_RDI);
+    if (moves)
+        emit_exchange(t, T0, GUEST_RSI);
+    else
+        x86_emit_mov(&t->e, T0, GUEST_RAX);
+    emit_repeated(t, size);
+    emit_string_end(t, GUEST_RDI, T1, size);
+    if (moves)
+        emit_string_end(t, GUEST_RSI, T0, size);
 }
 
 void x86_translate_system(struct x86_translation *t)
@@ -520,6 +740,24 @@ void x86_translate_system(struct x86_translation *t)
         break;
     case KIND_BIT_STRING:
         translate_bit_string(t);
+        break;
+    case KIND_REP_STRING:
+        translate_rep_string(t);
+        break;
+    case KIND_AC:
+        translate_ac(t);
+        break;
+    case KIND_FROM_CR:
+        translate_from_cr(t);
+        break;
+    case KIND_READ_BASE:
+        translate_read_base(t);
+        break;
+    case KIND_WRITE_BASE:
+        translate_write_base(t);
+        break;
+    case KIND_PAUSE:
+        translate_pause(t);
         break;
     default: /* KIND_STRING */
         translate_string(t);

@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "translate_rig.h"
+#include "x86/paging.h"
 
 struct random {
     uint64_t state;
@@ -348,6 +349,84 @@ static void selectors_without_handlers(void **state)
     }
 }
 
+/* All registers; R10 and R14 live in memory. */
+static void control_registers_and_bases(void **state)
+{
+    struct translate_rig *rig = *state;
+    static const uint8_t numbers[] = {0, 2, 3, 4};
+    struct random r = {17};
+
+    for (unsigned reg = 0; reg < 16; reg++) {
+        uint8_t b = (uint8_t)(0x40 | reg >> 3), modrm = (uint8_t)(0xc0 | (reg & 7));
+        rig_set_cpl(rig, 0);
+        for (unsigned i = 0; i < sizeof numbers; i++)
+            native(rig, CODE(b, 0x0f, 0x20, (uint8_t)(modrm | numbers[i] << 3)));
+        for (unsigned i = 0; i < 8; i++) {
+            struct code c =
+                CODE(0xf3, (uint8_t)(b | (i & 1) << 3), 0x0f, 0xae, (uint8_t)(modrm | i >> 1 << 3));
+            rig_set_cpl(rig, below(&r, 2) ? 3 : 0);
+            rig->before.cr4 |= X86_CR4_FSGSBASE;
+            random_state(rig, &r);
+            rig->before.gpr[reg] >>= below(&r, 2) ? 20 : 0;
+            bool canonical = i < 4 || !(i & 1) || x86_canonical(rig->before.gpr[reg]);
+            assert_int_equal(compare_around(rig, &r, &c), !canonical);
+            rig->before.cr4 &= ~X86_CR4_FSGSBASE;
+            compare(rig, &c);
+            assert_int_equal(rig->fault[1].vector, X86_UD);
+        }
+    }
+}
+
+static void pauses_are_counted(void **state)
+{
+    struct translate_rig *rig = *state;
+    struct random r = {18};
+    struct code c = CODE(0xf3, 0x90, 0xf3, 0x90);
+
+    random_state(rig, &r);
+    rig->cpu->pauses = 0;
+    for (unsigned i = 0; i < X86_PAUSES_TO_YIELD; i++) {
+        unsigned before = rig->cpu->pauses;
+        unsigned calls = compare(rig, &c); /* runs it twice */
+        assert_int_equal(rig->cpu->pauses, (before + 4) % X86_PAUSES_TO_YIELD);
+        assert_int_equal(calls, rig->cpu->pauses == 0);
+    }
+}
+
+/* SMAP: the data's pages are a user's. Without a translation in the TLB at first. */
+static void stac_and_clac(void **state)
+{
+    struct translate_rig *rig = *state;
+    struct random r = {19};
+    const struct {
+        struct code code;
+        bool faults;
+    } cases[] = {
+        {CODE(0x0f, 0x01, 0xcb, 0x8b, 0x06, 0x01, 0x07, 0x8b, 0x4e, 0x10, 0x0f, 0x01, 0xca), false},
+        {CODE(0x0f, 0x01, 0xca, 0x0f, 0x01, 0xcb, 0x0f, 0x01, 0xcb, 0x8b, 0x06), false},
+        {CODE(0x0f, 0x01, 0xcb, 0x01, 0x06, 0x0f, 0x01, 0xca, 0x01, 0x06), true},
+        {CODE(0x0f, 0x01, 0xcb, 0x8b, 0x06, 0x0f, 0x01, 0xca, 0x03, 0x46, 0x04), true},
+        {CODE(0x8b, 0x06), true},
+        {CODE(0x0f, 0x01, 0xca, 0x8b, 0x06), true},
+    };
+
+    rig_set_cpl(rig, 0);
+    for (unsigned i = 0; i < ARRAY_COUNT(cases) * 20; i++) {
+        const struct code *c = &cases[i % ARRAY_COUNT(cases)].code;
+        bool smap = below(&r, 2), ac = below(&r, 2);
+        rig->cold = smap && !ac;
+        random_state(rig, &r);
+        rig->before.cr4 = (rig->before.cr4 & ~X86_CR4_SMAP) | (smap ? X86_CR4_SMAP : 0);
+        rig->before.rflags |= ac ? X86_AC : 0;
+        compare_around(rig, &r, c);
+        bool open = c->byte[0] == 0x8b && ac;
+        assert_int_equal(rig->fault[1].kind != X86_EVENT_NONE,
+                         smap && !open && cases[i % ARRAY_COUNT(cases)].faults);
+        assert_int_equal(rig->cpu->mmu, x86_mmu_at(rig->cpu, 0));
+        assert_ptr_equal(rig->cpu->tlb_now, rig->cpu->tlb[rig->cpu->mmu]);
+    }
+}
+
 static void pop_to_the_stack_pointer_without_handlers(void **state)
 {
     native(*state, CODE(0x5c));
@@ -438,6 +517,51 @@ static void string_elements(void **state)
     }
 }
 
+/* With REP: counts and places so that most end in their page, upwards but for some. */
+static void repeated_strings(void **state)
+{
+    struct translate_rig *rig = *state;
+    static const uint8_t opcodes[] = {0xa4, 0xa5, 0xaa, 0xab};
+    struct random r = {15};
+    unsigned natives = 0;
+
+    for (unsigned i = 0; i < 600; i++) {
+        unsigned opcode = opcodes[i & 3], size = opcode & 1 ? 2u << (i >> 2) % 3 : 1;
+        struct code c = {.length = 0};
+        random_state(rig, &r);
+        if (below(&r, 8) == 0)
+            put(&c, (const uint8_t[]) {0xfd}, 1);
+        if (size == 2)
+            put(&c, (const uint8_t[]) {0x66}, 1);
+        put(&c, (const uint8_t[]) {0xf3, size == 8 ? 0x48 : 0x40, (uint8_t)opcode, 0xfc}, 4);
+        rig->before.gpr[X86_RCX] = below(&r, 8) ? below(&r, 64) : next(&r) >> 1;
+        rig->before.gpr[X86_RSI] = RIG_DATA + below(&r, 0x2100);
+        rig->before.gpr[X86_RDI] =
+            below(&r, 2) ? rig->before.gpr[X86_RSI] + below(&r, 32) : RIG_DATA + below(&r, 0x1100);
+        if (below(&r, 16) == 0)
+            rig->before.gpr[X86_RCX] = 4096 / size;
+        if (below(&r, 16) == 0)
+            rig->before.gpr[X86_RDI] = RIG_DATA;
+        natives += compare_around(rig, &r, &c) == 0;
+    }
+    assert_in_range(natives, 300, 550);
+}
+
+static void page_fills_without_handlers(void **state)
+{
+    struct translate_rig *rig = *state;
+    struct random r = {16};
+    const struct code codes[] = {CODE(0xf3, 0x48, 0xab), CODE(0xf3, 0xaa), CODE(0xf3, 0x48, 0xa5)};
+
+    for (unsigned i = 0; i < ARRAY_COUNT(codes); i++) {
+        random_state(rig, &r);
+        rig->before.gpr[X86_RCX] = i == 1 ? 4096 : 512;
+        rig->before.gpr[X86_RDI] = RIG_DATA;
+        rig->before.gpr[X86_RSI] = RIG_DATA + 0x1000;
+        assert_int_equal(compare_around(rig, &r, &codes[i]), 0);
+    }
+}
+
 static void loops_without_handlers(void **state)
 {
     struct translate_rig *rig = *state;
@@ -518,6 +642,11 @@ int main(void)
         TEST(bit_strings),
         TEST(pair_exchanges),
         TEST(string_elements),
+        TEST(repeated_strings),
+        TEST(page_fills_without_handlers),
+        TEST(control_registers_and_bases),
+        TEST(pauses_are_counted),
+        TEST(stac_and_clac),
         TEST(loops_without_handlers),
         TEST(memory_in_all_states),
     };

@@ -125,7 +125,7 @@ static void run_unit(struct engine_vcpu *vcpu, const struct x86_unit *unit,
         x86_unit_note(cpu, unit);
         vcpu->cache.notes++;
     }
-    if (exit->link && exit->from->page == unit->page && exit->from->mode == unit->mode)
+    if (exit->link && exit->from->page == unit->page && exit->mode == unit->mode)
         x86_unit_link(exit, unit);
     vcpu->current = NULL;
     vcpu->cache.entries++;
