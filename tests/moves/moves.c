@@ -3,8 +3,8 @@
  * state and RAM are put into a fresh one, and that one goes on. The boot must end with the guest's
  * own power-off. Also checks that a state that was put in comes out again as it was.
  *
- *   moves --kernel FILE --initrd FILE [--append TEXT] [--moves N] [--seed S] [--cpus N] [--mean-us
- * N]
+ *   moves --kernel FILE --initrd FILE [--append TEXT] [--moves N] [--seed S] [--cpus N]
+ *         [--mean-us N] [--engine ENGINE[,OPTION...]]
  */
 #include <errno.h>
 #include <stdio.h>
@@ -20,7 +20,7 @@
 #include "vm/state.h"
 
 struct options {
-    const char *kernel, *initrd, *append, *cpus;
+    const char *kernel, *initrd, *append, *cpus, *engine;
     unsigned long moves, mean_us;
     uint64_t seed;
 };
@@ -168,6 +168,7 @@ static int parse(struct options *o, int argc, char **argv)
 {
     *o = (struct options) {.append = "console=ttyS0 parat.do=poweroff",
                            .cpus = "1",
+                           .engine = "soft",
                            .moves = 100,
                            .mean_us = 20000,
                            .seed = 1};
@@ -181,6 +182,8 @@ static int parse(struct options *o, int argc, char **argv)
             o->append = value;
         else if (strcmp(name, "--cpus") == 0)
             o->cpus = value;
+        else if (strcmp(name, "--engine") == 0)
+            o->engine = value;
         else if (strcmp(name, "--moves") == 0)
             o->moves = strtoul(value, NULL, 0);
         else if (strcmp(name, "--seed") == 0)
@@ -198,7 +201,7 @@ int main(int argc, char **argv)
     struct options o;
     if (parse(&o, argc, argv)) {
         fprintf(stderr, "usage: moves --kernel FILE --initrd FILE [--append TEXT] [--moves N] "
-                        "[--seed S] [--cpus N] [--mean-us N]\n");
+                        "[--seed S] [--cpus N] [--mean-us N] [--engine ENGINE[,OPTION...]]\n");
         return 2;
     }
     char *args[] = {"--kernel",  (char *)(uintptr_t)o.kernel,
@@ -207,7 +210,7 @@ int main(int argc, char **argv)
                     "--cpus",    (char *)(uintptr_t)o.cpus,
                     "--memory",  "160M",
                     "--console", "none",
-                    "--engine",  "soft",
+                    "--engine",  (char *)(uintptr_t)o.engine,
                     NULL};
     struct run_options options;
     struct err err = {{0}};

@@ -61,6 +61,12 @@ def initrd():
     return guest("initrd")
 
 
+@pytest.fixture(scope="session")
+def bench_initrd():
+    """The initrd that runs the benchmark's work."""
+    return guest("bench")
+
+
 @pytest.fixture
 def debian_disk(tmp_path):
     """A copy of the Debian root disk, removed after the test."""

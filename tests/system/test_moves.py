@@ -17,10 +17,19 @@ def run(kernel, initrd, *options, seconds):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("mode", ["translate", "interpret"])
 @pytest.mark.parametrize("cpus", ["1", "2"])
-def test_boot_survives_moves(kernel, initrd, cpus):
-    """About half a minute each."""
-    run(kernel, initrd, "--moves", "100", "--seed", "7", "--cpus", cpus, seconds=240)
+def test_boot_survives_moves(kernel, initrd, cpus, mode):
+    """Some seconds each, translated; about half a minute, interpreted."""
+    run(kernel, initrd, "--moves", "100", "--seed", "7", "--cpus", cpus, "--engine", f"soft,mode={mode}",
+        "--mean-us", "5000" if mode == "translate" else "20000", seconds=240)
+
+
+@pytest.mark.full
+def test_boot_survives_moves_in_lockstep(kernel, initrd):
+    """Some minutes. What a move loses of the state is seen by the next unit that looks at it."""
+    run(kernel, initrd, "--moves", "100", "--seed", "7", "--engine", "soft,mode=lockstep",
+        "--mean-us", "100000", seconds=900)
 
 
 @pytest.mark.full
