@@ -146,7 +146,8 @@ uint8_t x86_system_classify(struct x86_source *s, uint8_t mode)
     case ZYDIS_MNEMONIC_WRGSBASE:
         return x86_source_use(s, &s->op[0]) ? KIND_WRITE_BASE : KIND_HANDLER;
     case ZYDIS_MNEMONIC_PAUSE:
-        return KIND_PAUSE;
+        /* With REX.B it is an exchange with R8. */
+        return s->z.attributes & ZYDIS_ATTRIB_HAS_REX && s->z.raw.rex.B ? KIND_HANDLER : KIND_PAUSE;
     case ZYDIS_MNEMONIC_MOV:
         return special_move_kind(s, kernel);
     default:
