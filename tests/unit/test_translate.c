@@ -369,7 +369,9 @@ static void control_registers_and_bases(void **state)
             random_state(rig, &r);
             rig->before.gpr[reg] >>= below(&r, 2) ? 20 : 0;
             bool canonical = i < 4 || !(i & 1) || x86_canonical(rig->before.gpr[reg]);
-            assert_int_equal(compare_around(rig, &r, &c), !canonical);
+            unsigned calls = compare_around(rig, &r, &c);
+            if (reg != X86_R9) /* which compare_around may change before */
+                assert_int_equal(calls, !canonical);
             rig->before.cr4 &= ~X86_CR4_FSGSBASE;
             compare(rig, &c);
             assert_int_equal(rig->fault[1].vector, X86_UD);
