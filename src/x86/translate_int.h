@@ -123,7 +123,7 @@ struct x86_slow {
     bool group;     /* a group's probe; resume: tries again */
 };
 
-#define SLOW_MAX  (X86_UNIT_INSNS_MAX * 4)
+#define SLOW_MAX  (X86_UNIT_INSNS_MAX * 6) /* REP MOVS has so many */
 #define EXITS_MAX (X86_UNIT_INSNS_MAX * 2 + 4)
 
 /* Out of line: a way out of the unit at a known place of its page. */
