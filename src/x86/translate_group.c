@@ -88,7 +88,6 @@ static bool operand_access(const struct registers *r, const struct x86_source *s
     if (x86_gpr_number(mem->index, &gpr)) {
         out->origin.index = (uint8_t)gpr;
         out->origin.scale = mem->scale;
-        /* No amount is known well enough for a scaled register: each is its own version. */
         out->origin.index_version = r->version[gpr];
         out->offset += r->delta[gpr] * mem->scale;
     }

@@ -163,9 +163,12 @@ static const uint8_t *fill_group(struct x86_cpu *cpu)
     struct x86_site site;
     memcpy(&site, cpu->host.site, sizeof site);
     uint64_t la = cpu->host.temp;
+    /* A walk through tables in a device may have taken what other groups of the unit hold. */
+    uint64_t revocations = cpu->tlb_revocations;
 
     cpu->s.rip = cpu->host.page_base + (uint64_t)(int64_t)site.offset;
-    if (((la ^ (la + site.span - 1)) & PAGE_MASK) == 0 && x86_tlb_prepare(cpu, la, site.write))
+    if (((la ^ (la + site.span - 1)) & PAGE_MASK) == 0 && x86_tlb_prepare(cpu, la, site.write) &&
+        likely(cpu->tlb_revocations == revocations))
         return cpu->host.site + site.link;
     cpu->host.plain = true;
     return NULL;
