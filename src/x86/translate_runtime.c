@@ -213,13 +213,55 @@ static void emit_gprs(struct x86_emit *e, bool load)
     }
 }
 
-static void emit_vectors(struct x86_emit *e, bool avx, bool load)
+static struct x86_rm vector_home(unsigned i)
+{
+    return x86_cpu_field(CPU_OFFSET(s.fpu.ymm) + 32 * (int32_t)i);
+}
+
+/* MOVUPS of all of them, as VEX of 128 or 256 bits or without VEX. */
+static void emit_vectors(struct x86_emit *e, bool load, bool vex, unsigned l)
 {
     for (unsigned i = 0; i < 16; i++) {
-        struct x86_encoding movups = {.opcode = load ? 0x10 : 0x11, .map = 1, .vex = avx, .l = 1};
-        struct x86_rm home = x86_cpu_field(CPU_OFFSET(s.fpu.ymm) + 32 * (int32_t)i);
+        struct x86_encoding movups = {
+            .opcode = load ? 0x10 : 0x11, .map = 1, .vex = vex, .l = (uint8_t)l};
+        struct x86_rm home = vector_home(i);
         x86_emit_op(e, &movups, i, &home);
     }
+}
+
+/*
+ * Upper halves that are all zero are left as VZEROUPPER made them. Loading them would make them
+ * "dirty": some CPUs then save and restore them, 70 cycles each time, wherever code of 128 bits
+ * without VEX meets code of 256 bits (Intel optimization reference manual, 15.3).
+ */
+static void emit_vectors_load_avx(struct x86_emit *e)
+{
+    struct x86_encoding load = {.opcode = 0x10, .map = 1, .vex = true};
+    struct x86_encoding test = {.opcode = 0x17, .map = 2, .mandatory = 0x66, .vex = true};
+    struct x86_rm xmm0 = x86_rm_reg(0);
+
+    for (unsigned i = 0; i < 16; i++) {
+        struct x86_rm upper = vector_home(i);
+        upper.disp += 16;
+        if (i < 2) {
+            x86_emit_op(e, &load, i, &upper);
+            continue;
+        }
+        struct x86_encoding or = {
+            .opcode = 0x56, .map = 1, .vex = true, .vvvv = (uint8_t)(i & 1)};
+        x86_emit_op(e, &or, i & 1, &upper);
+    }
+    struct x86_encoding or = {.opcode = 0x56, .map = 1, .vex = true, .vvvv = 1};
+    x86_emit_op(e, &or, 0, &xmm0);
+    x86_emit_op(e, &test, 0, &xmm0);
+    uint8_t *clean = x86_emit_jcc(e, COND_E);
+    emit_vectors(e, true, true, 1);
+    uint8_t *done = x86_emit_jmp(e);
+    if (!e->full)
+        x86_emit_link(clean, e->at);
+    emit_vectors(e, true, true, 0);
+    if (!e->full)
+        x86_emit_link(done, e->at);
 }
 
 enum { DIGIT_LDMXCSR = 2, DIGIT_STMXCSR = 3 };
@@ -231,7 +273,10 @@ static void emit_mxcsr(struct x86_emit *e, unsigned digit, int32_t offset)
 
 static void emit_vectors_in(struct x86_emit *e, bool avx)
 {
-    emit_vectors(e, avx, true);
+    if (avx)
+        emit_vectors_load_avx(e);
+    else
+        emit_vectors(e, true, false, 0);
     emit_mxcsr(e, DIGIT_STMXCSR, CPU_OFFSET(host.mxcsr));
     emit_mxcsr(e, DIGIT_LDMXCSR, CPU_OFFSET(s.fpu.mxcsr));
 }
@@ -240,7 +285,7 @@ static void emit_vectors_out(struct x86_emit *e, bool avx)
 {
     static const uint8_t vzeroupper[] = {0xc5, 0xf8, 0x77};
 
-    emit_vectors(e, avx, false);
+    emit_vectors(e, false, avx, 1);
     emit_mxcsr(e, DIGIT_STMXCSR, CPU_OFFSET(s.fpu.mxcsr));
     emit_mxcsr(e, DIGIT_LDMXCSR, CPU_OFFSET(host.mxcsr));
     if (avx)
