@@ -23,6 +23,7 @@ struct x86_decoder {
     ZydisDecoder zydis[3]; /* code sizes 2, 4, 8 */
     struct x86_features features;
     struct x86_stubs *stubs;
+    bool rotate_keeps_of;
     /* The binders of a mnemonic are binder[first[m]] up to binder[first[m + 1]] */
     uint16_t first[MNEMONIC_COUNT + 1];
     const struct x86_bind *binder[BINDER_MAX];
@@ -157,6 +158,7 @@ int x86_decoder_create(struct x86_decoder **out, const struct x86_features *feat
     }
     decoder->features = *features;
     decoder->stubs = stubs;
+    decoder->rotate_keeps_of = x86_host_rotate_keeps_of();
     zydis_setup(&decoder->zydis[0], ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16, features);
     zydis_setup(&decoder->zydis[1], ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32, features);
     zydis_setup(&decoder->zydis[2], ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64, features);
@@ -377,7 +379,8 @@ enum x86_decode_result x86_decode_whole(const struct x86_decoder *decoder,
                            .bytes = from->bytes,
                            .mode = mode,
                            .features = &decoder->features,
-                           .stubs = decoder->stubs};
+                           .stubs = decoder->stubs,
+                           .rotate_keeps_of = decoder->rotate_keeps_of};
     *out = (struct x86_insn) {.base = offsetof(struct x86_cpu, zero),
                               .index = offsetof(struct x86_cpu, zero),
                               .dst = offsetof(struct x86_cpu, zero),

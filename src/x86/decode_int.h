@@ -17,7 +17,11 @@ struct x86_decode {
     const struct x86_decode_mode *mode;
     const struct x86_features *features;
     struct x86_stubs *stubs;
+    bool rotate_keeps_of; /* the host's CPU: see exec_shift.c */
 };
+
+/* ROL and ROR of a register by an immediate other than 1 leave OF alone on this host. */
+bool x86_host_rotate_keeps_of(void);
 
 struct x86_decode_bytes {
     const struct x86_decode_mode *mode;

@@ -9,6 +9,13 @@
         name##_1, name##_2, name##_4, name##_8                                                     \
     }
 
+/*
+ * In an immediate count of ROL and ROR: OF, which the manuals leave undefined for counts other than
+ * 1, keeps its value. Intel's processors do so, for registers only; translated code executes that
+ * form, this here the one with CL, which changes it.
+ */
+#define KEEP_OF 0x100u
+
 /* The count is in CL. */
 #define HOST_SHIFT(name, insn, n, type)                                                            \
     ALWAYS_INLINE uint64_t host_##name##_##n(uint64_t a, uint64_t count, uint64_t *rflags)         \
@@ -19,7 +26,10 @@
                 : "+r"(v), "+&a"(ax)                                                               \
                 : "c"((uint8_t)count)                                                              \
                 : "cc");                                                                           \
+        uint64_t kept = count & KEEP_OF ? *rflags & X86_OF : 0;                                    \
         *rflags = flags_join(*rflags, ax);                                                         \
+        if (count & KEEP_OF)                                                                       \
+            *rflags = (*rflags & ~X86_OF) | kept;                                                  \
         return v;                                                                                  \
     }
 
@@ -29,7 +39,8 @@
     static void name##_rc_##n(struct x86_cpu *cpu, const struct x86_insn *i)                       \
     {                                                                                              \
         uint64_t v = reg_read(cpu, i->dst, n);                                                     \
-        reg_write(cpu, i->dst, n, host_##name##_##n(v, cpu->s.gpr[X86_RCX], &cpu->s.rflags));      \
+        uint8_t count = (uint8_t)cpu->s.gpr[X86_RCX];                                              \
+        reg_write(cpu, i->dst, n, host_##name##_##n(v, count, &cpu->s.rflags));                    \
     }                                                                                              \
     static void name##_ri_##n(struct x86_cpu *cpu, const struct x86_insn *i)                       \
     {                                                                                              \
@@ -39,7 +50,7 @@
     static void name##_mc_##n(struct x86_cpu *cpu, const struct x86_insn *i)                       \
     {                                                                                              \
         uint64_t la = x86_operand_la(cpu, i, n, X86_WRITE);                                        \
-        mem_modify(cpu, la, n, host_##name##_##n, cpu->s.gpr[X86_RCX]);                            \
+        mem_modify(cpu, la, n, host_##name##_##n, (uint8_t)cpu->s.gpr[X86_RCX]);                   \
     }                                                                                              \
     static void name##_mi_##n(struct x86_cpu *cpu, const struct x86_insn *i)                       \
     {                                                                                              \
@@ -51,6 +62,7 @@ static bool bind_shift(const struct x86_decode *d, struct x86_insn *out,
 {
     unsigned form = (is_mem(d, 0) ? 2u : 0u) + (is_imm(d, 1) ? 1u : 0u);
     out->run = handlers[form][size_index(out->size)];
+    out->imm = (uint8_t)out->imm;
     return true;
 }
 
@@ -73,6 +85,34 @@ SHIFT(rol);
 SHIFT(ror);
 SHIFT(rcl);
 SHIFT(rcr);
+
+/* Measured: add $0x7f, %al sets OF; rol $2, %al. */
+bool x86_host_rotate_keeps_of(void)
+{
+    uint8_t v = 1;
+    bool of;
+
+    __asm__("addb $0x7f, %1; rolb $2, %1" : "=@cco"(of), "+q"(v) : : "cc");
+    return of;
+}
+
+static bool keep_of(const struct x86_decode *d, struct x86_insn *out)
+{
+    unsigned count = (unsigned)out->imm & (out->size == 8 ? 63 : 31);
+    if (d->rotate_keeps_of && !is_mem(d, 0) && is_imm(d, 1) && count != 1)
+        out->imm |= KEEP_OF;
+    return true;
+}
+
+static bool bind_rotate_left(const struct x86_decode *d, struct x86_insn *out)
+{
+    return bind_rol(d, out) && keep_of(d, out);
+}
+
+static bool bind_rotate_right(const struct x86_decode *d, struct x86_insn *out)
+{
+    return bind_ror(d, out) && keep_of(d, out);
+}
 
 /* --- SHLD, SHRD --- */
 
@@ -201,11 +241,11 @@ static bool bind_rorx(const struct x86_decode *d, struct x86_insn *out)
 }
 
 const struct x86_bind x86_bind_shift[] = {
-    {ZYDIS_MNEMONIC_SHL, bind_shl},   {ZYDIS_MNEMONIC_SHR, bind_shr},
-    {ZYDIS_MNEMONIC_SAR, bind_sar},   {ZYDIS_MNEMONIC_ROL, bind_rol},
-    {ZYDIS_MNEMONIC_ROR, bind_ror},   {ZYDIS_MNEMONIC_RCL, bind_rcl},
-    {ZYDIS_MNEMONIC_RCR, bind_rcr},   {ZYDIS_MNEMONIC_SHLD, bind_shld},
-    {ZYDIS_MNEMONIC_SHRD, bind_shrd}, {ZYDIS_MNEMONIC_SHLX, bind_shlx},
-    {ZYDIS_MNEMONIC_SHRX, bind_shrx}, {ZYDIS_MNEMONIC_SARX, bind_sarx},
-    {ZYDIS_MNEMONIC_RORX, bind_rorx}, X86_BIND_END,
+    {ZYDIS_MNEMONIC_SHL, bind_shl},          {ZYDIS_MNEMONIC_SHR, bind_shr},
+    {ZYDIS_MNEMONIC_SAR, bind_sar},          {ZYDIS_MNEMONIC_ROL, bind_rotate_left},
+    {ZYDIS_MNEMONIC_ROR, bind_rotate_right}, {ZYDIS_MNEMONIC_RCL, bind_rcl},
+    {ZYDIS_MNEMONIC_RCR, bind_rcr},          {ZYDIS_MNEMONIC_SHLD, bind_shld},
+    {ZYDIS_MNEMONIC_SHRD, bind_shrd},        {ZYDIS_MNEMONIC_SHLX, bind_shlx},
+    {ZYDIS_MNEMONIC_SHRX, bind_shrx},        {ZYDIS_MNEMONIC_SARX, bind_sarx},
+    {ZYDIS_MNEMONIC_RORX, bind_rorx},        X86_BIND_END,
 };

@@ -99,6 +99,12 @@ static bool is_same_register(const struct x86_source *s)
     return !s->mem && s->reg.size && s->reg.written && s->rm.written && s->reg.gpr == s->rm.gpr;
 }
 
+/* What these do to OF depends on whether the operand is a register (exec_shift.c). */
+static bool is_rotate(const struct x86_source *s)
+{
+    return s->z.mnemonic == ZYDIS_MNEMONIC_ROL || s->z.mnemonic == ZYDIS_MNEMONIC_ROR;
+}
+
 /*
  * A register in ModRM.rm that lives in memory can be used there, but for 32-bit writes and where
  * memory is something else than a register.
@@ -109,7 +115,7 @@ static struct x86_rm register_operand(struct x86_translation *t, const struct x8
     *store = false;
     if (x86_host_of[use->gpr] != HOST_NONE)
         return x86_rm_reg(x86_host_of[use->gpr]);
-    bool load = is_bit_string(t->source) || is_same_register(t->source);
+    bool load = is_bit_string(t->source) || is_same_register(t->source) || is_rotate(t->source);
     if (!load && (!use->written || use->size != 4))
         return x86_gpr_home(use->gpr);
     if (use->read || load)

@@ -166,6 +166,8 @@ void diff_put_mov(struct diff_writer *w, unsigned gpr, uint64_t value);
 /* Loads registers so that the instruction, coming next, is more likely to do something. */
 void diff_policy_prepare(struct diff_writer *w, const struct diff_insn *insn);
 /* True when two memory operands may fault and the real CPU chooses now one, now the other. */
+/* A fault of this instruction that Intel's processors do not raise, or not with the same state. */
+bool diff_policy_differs_on_intel(const struct diff_insn *insn, unsigned vector);
 bool diff_policy_either_fault(const struct diff_insn *insn);
 /* True when the memory operand is to hold *value: where few values are good. */
 bool diff_policy_operand(const struct diff_insn *insn, struct diff_random *r, uint64_t *value);

@@ -80,8 +80,51 @@ static bool touches_special_register(const struct diff_insn *i)
     return false;
 }
 
+static bool is_loop(ZydisMnemonic m)
+{
+    return m == ZYDIS_MNEMONIC_LOOP || m == ZYDIS_MNEMONIC_LOOPE || m == ZYDIS_MNEMONIC_LOOPNE ||
+           m == ZYDIS_MNEMONIC_JCXZ || m == ZYDIS_MNEMONIC_JECXZ || m == ZYDIS_MNEMONIC_JRCXZ;
+}
+
+static bool has_repeat_prefix(const struct diff_insn *i)
+{
+    for (unsigned k = 0; k < i->z.raw.prefix_count; k++)
+        if (i->z.raw.prefixes[k].value == 0xf2 || i->z.raw.prefixes[k].value == 0xf3)
+            return true;
+    return false;
+}
+
+static bool is_decimal_adjust(ZydisMnemonic m)
+{
+    return m == ZYDIS_MNEMONIC_AAA || m == ZYDIS_MNEMONIC_AAS || m == ZYDIS_MNEMONIC_DAA ||
+           m == ZYDIS_MNEMONIC_DAS;
+}
+
+/* parat's CPU is AMD's: where Intel's do something else, such a host cannot tell what is right. */
+static const char *excluded_on_intel(const struct diff_insn *i)
+{
+    if (i->z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE &&
+        i->z.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE &&
+        (i->z.machine_mode == ZYDIS_MACHINE_MODE_LONG_64 || is_loop(i->z.mnemonic)))
+        return "Intel's processors ignore 66 before near branches of 64-bit code, and loops";
+    if (is_loop(i->z.mnemonic) && has_repeat_prefix(i))
+        return "Intel's processors ignore F2 and F3 before loops";
+    if (i->z.mnemonic == ZYDIS_MNEMONIC_PAUSE && i->z.raw.rex.B)
+        return "Intel's processors do not exchange RAX and R8 then";
+    if (i->z.meta.isa_set == ZYDIS_ISA_SET_SHA)
+        return "Intel's processors want the operands of SHA instructions aligned";
+    if (i->z.mnemonic == ZYDIS_MNEMONIC_PUSH &&
+        ZydisRegisterGetClass(i->op[0].reg.value) == ZYDIS_REGCLASS_SEGMENT)
+        return "Intel's processors write 16 bits only";
+    if (is_decimal_adjust(i->z.mnemonic))
+        return "Intel's processors leave something else in undefined flags";
+    return NULL;
+}
+
 const char *diff_policy_excluded(const struct diff_insn *i)
 {
+    if (__builtin_cpu_is("intel") && excluded_on_intel(i))
+        return excluded_on_intel(i);
     for (unsigned k = 0; k < ARRAY_COUNT(excluded); k++)
         if (i->z.mnemonic == excluded[k].mnemonic)
             return excluded[k].why;
@@ -132,6 +175,41 @@ bool diff_policy_either_fault(const struct diff_insn *i)
 {
     return i->z.mnemonic == ZYDIS_MNEMONIC_CMPSB || i->z.mnemonic == ZYDIS_MNEMONIC_CMPSW ||
            i->z.mnemonic == ZYDIS_MNEMONIC_CMPSD || i->z.mnemonic == ZYDIS_MNEMONIC_CMPSQ;
+}
+
+static bool uses_mmx(const struct diff_insn *i)
+{
+    for (unsigned k = 0; k < i->z.operand_count; k++)
+        if (i->op[k].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            ZydisRegisterGetClass(i->op[k].reg.value) == ZYDIS_REGCLASS_MMX)
+            return true;
+    return false;
+}
+
+/*
+ * Intel's: most vector instructions are not subject to alignment checks. An indirect call has
+ * written the return address when its target is refused. What a string instruction or a masked move
+ * leaves in registers, flags or CR2 when it faults, a conversion in MXCSR, MMX in the x87's state,
+ * is something else. An x87 store that finds an empty register does not look at its operand.
+ */
+bool diff_policy_differs_on_intel(const struct diff_insn *i, unsigned vector)
+{
+    if (vector == X86_AC_FAULT)
+        return i->z.meta.exception_class != ZYDIS_EXCEPTION_CLASS_NONE;
+    switch (i->z.mnemonic) {
+    case ZYDIS_MNEMONIC_CALL:
+    case ZYDIS_MNEMONIC_VCVTPS2PH:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ:
+        return true;
+    default:
+        return i->z.meta.category == ZYDIS_CATEGORY_STRINGOP ||
+               i->z.meta.isa_set == ZYDIS_ISA_SET_X87 || uses_mmx(i);
+    }
 }
 
 static void prepare_string(struct diff_writer *w, const struct diff_insn *i)
