@@ -167,14 +167,22 @@ struct x86_tlb_book {
  * What translated code keeps beside the registers (translate.h). jump_*: the jump cache, from RIP
  * in a mode and code space (which a key stands for) to host code.
  */
-#define X86_JUMP_BITS 12
+#define X86_JUMP_BITS 15
 #define X86_JUMP_SIZE (1u << X86_JUMP_BITS)
+
+struct x86_jump {
+    uint64_t rip;
+    uint64_t key; /* 0: empty */
+    uintptr_t entry;
+    uint64_t unused;
+};
+_Static_assert(sizeof(struct x86_jump) == 32, "two in a cache line, index by a mask");
 
 struct x86_host_code {
     uint64_t page_base; /* linear address of the page that is being executed */
     uint64_t jump_now;  /* key of the present mode and code space; even, never 0 */
     uint64_t jump_kernel, jump_kernel_user; /* those of these modes, while in one of them */
-    uint64_t temp;
+    uint64_t temp, temp2;
     uint64_t group[16];  /* host addresses, see translate_group.c */
     bool plain;          /* a group could not be had at RIP */
     uint64_t c_stack;    /* RSP of the C code that entered */
@@ -184,9 +192,7 @@ struct x86_host_code {
     uint8_t mode;   /* of the unit that runs */
     uint32_t mxcsr;
     uint64_t handlers, probe_misses; /* counters: calls of the interpreter from host code */
-    uint64_t jump_rip[X86_JUMP_SIZE];
-    uint64_t jump_key[X86_JUMP_SIZE]; /* 0: empty */
-    uintptr_t jump_entry[X86_JUMP_SIZE];
+    _Alignas(64) struct x86_jump jump[X86_JUMP_SIZE];
 };
 
 struct x86_cpu {

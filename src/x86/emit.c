@@ -119,6 +119,15 @@ void x86_emit_store(struct x86_emit *e, struct x86_rm to, unsigned from)
     op64(e, 0x89, from, to);
 }
 
+uint8_t *x86_emit_load_imm64(struct x86_emit *e, unsigned to, uint64_t value)
+{
+    x86_emit_8(e, 0x48 | to >> 3);
+    x86_emit_8(e, 0xb8 | (to & 7));
+    uint8_t *at = e->at;
+    x86_emit_64(e, value);
+    return at;
+}
+
 void x86_emit_lea(struct x86_emit *e, unsigned to, struct x86_rm address)
 {
     op64(e, 0x8d, to, address);

@@ -120,6 +120,8 @@ void x86_emit_mov(struct x86_emit *e, unsigned to, unsigned from);
 void x86_emit_mov32(struct x86_emit *e, unsigned to, unsigned from);
 void x86_emit_load(struct x86_emit *e, unsigned to, struct x86_rm from);
 void x86_emit_store(struct x86_emit *e, struct x86_rm to, unsigned from);
+/* Returns where the constant stands: it can be changed later. */
+uint8_t *x86_emit_load_imm64(struct x86_emit *e, unsigned to, uint64_t value);
 void x86_emit_lea(struct x86_emit *e, unsigned to, struct x86_rm address);
 /* op reg, reg/mem (CMP too) */
 void x86_emit_alu(struct x86_emit *e, enum x86_alu op, unsigned reg, struct x86_rm rm);

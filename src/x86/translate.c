@@ -22,7 +22,10 @@ bool x86_translate_possible(const char **why)
     uint32_t eax = 0x80000001, ebx, ecx, edx;
     __asm__("cpuid" : "+a"(eax), "=b"(ebx), "=c"(ecx), "=d"(edx));
     *why = "the host's CPU has no LAHF in 64-bit mode";
-    return ecx & 1;
+    if (!(ecx & 1))
+        return false;
+    *why = "the host's CPU has no CRC32 instruction (SSE4.2)";
+    return __builtin_cpu_supports("sse4.2");
 #else
     return false;
 #endif
@@ -298,34 +301,63 @@ void x86_leave_to(struct x86_translation *t, uint8_t *link, int offset, bool may
     };
 }
 
-void x86_leave_indirect(struct x86_translation *t)
+struct x86_rm x86_emit_jump_lookup(struct x86_translation *t)
+{
+    uint8_t *miss[2];
+    struct x86_rm entry = x86_emit_jump_compare(&t->e, t->tr->config.attention, 0, miss);
+
+    x86_slow_path(t, miss[0]);
+    x86_slow_path(t, miss[1]);
+    return entry;
+}
+
+/* T0 = the linear address of an offset outside the page. */
+static void emit_far_rip(struct x86_translation *t, int64_t offset)
+{
+    int32_t near = offset < 0 ? 0 : PAGE_SIZE;
+
+    if (offset == (int32_t)offset) {
+        x86_emit_rip(t, T0, (int32_t)offset);
+    } else {
+        x86_emit_rip(t, T0, near);
+        x86_emit_lea(&t->e, T0, x86_rm_mem(T0, (int32_t)(offset - near)));
+    }
+}
+
+/* T1 = a constant to be filled in, which is not what lies in the field: a jump to link. */
+static uint8_t *emit_far_compare(struct x86_emit *e, int32_t field, uint8_t **constant)
+{
+    *constant = x86_emit_load_imm64(e, T1, 0);
+    x86_emit_alu(e, ALU_CMP, T1, x86_cpu_field(field));
+    return x86_emit_jcc(e, COND_NE);
+}
+
+/*
+ * A far jump is linked for one key and one linear address of this page: both are compared, for the
+ * page may be mapped elsewhere, too. No key is 0, so it goes to the jump cache at first.
+ */
+void x86_leave_far(struct x86_translation *t, int64_t offset)
 {
     struct x86_emit *e = &t->e;
-    struct x86_encoding xor32 = {.opcode = 0x33}, load32 = {.opcode = 0x8b};
-    struct x86_rm t0 = x86_rm_reg(T0);
-    struct x86_rm rip = x86_rm_indexed(HOST_RSP, T1, CPU_OFFSET(host.jump_rip));
-    struct x86_rm key = x86_rm_indexed(HOST_RSP, T1, CPU_OFFSET(host.jump_key));
-    struct x86_rm entry = x86_rm_indexed(HOST_RSP, T1, CPU_OFFSET(host.jump_entry));
+    uint8_t *key, *page, *miss[3];
+    bool backward = offset < 0;
 
-    rip.scale = key.scale = entry.scale = 3;
-    x86_emit_op(e, &load32, T1, &t0);
-    x86_emit_shift_imm(e, 5, T1, X86_JUMP_BITS - 2, false);
-    x86_emit_op(e, &xor32, T1, &t0);
-    x86_emit_alu_imm32(e, ALU_AND, T1, X86_JUMP_SIZE - 1);
-    x86_emit_load(e, T2, x86_cpu_field(CPU_OFFSET(host.jump_now)));
-    /* Attention wanted: no key matches. */
-    x86_emit_alu(e, ALU_XOR, T2, x86_cpu_field((int32_t)t->tr->config.attention));
-    x86_emit_alu(e, ALU_CMP, T2, key);
-    uint8_t *miss = x86_emit_jcc(e, COND_NE);
-    x86_emit_alu(e, ALU_CMP, T0, rip);
-    uint8_t *miss_too = x86_emit_jcc(e, COND_NE);
-    x86_emit_jmp_rm(e, entry);
-    if (!e->full) {
-        x86_emit_link(miss, e->at);
-        x86_emit_link(miss_too, e->at);
+    miss[0] = emit_far_compare(e, CPU_OFFSET(host.jump_now), &key);
+    miss[1] = emit_far_compare(e, CPU_OFFSET(host.page_base), &page);
+    if (backward) { /* every loop comes by here or by the jump cache */
+        x86_emit_cmp_mem32(e, x86_cpu_field((int32_t)t->tr->config.attention), 0);
+        miss[2] = x86_emit_jcc(e, COND_NE);
     }
-    emit_call_routine(e, routines(t)->leave_rip);
-    emit_site(e, &(struct x86_site) {.kind = SITE_LOOKUP});
+    emit_far_rip(t, offset);
+    uint8_t *jump = x86_emit_jmp(e);
+    for (unsigned i = 0; i < 2u + backward && !e->full; i++)
+        x86_emit_link(miss[i], e->at);
+    emit_far_rip(t, offset);
+    emit_call_routine(e, routines(t)->lookup);
+    emit_site(e, &(struct x86_site) {.kind = SITE_FAR,
+                                     .link = (int32_t)(key - e->at),
+                                     .page = (uint8_t)(page - key),
+                                     .jump = (uint8_t)(jump - key)});
     t->ended = true;
 }
 
@@ -503,8 +535,7 @@ static void translate_body(struct x86_translation *t)
     }
     t->source = &(struct x86_source) {.live_after = FLAGS_ALL};
     x86_flags_spill(t);
-    x86_emit_rip(t, T0, PAGE_SIZE);
-    x86_leave_indirect(t);
+    x86_leave_far(t, PAGE_SIZE);
 }
 
 bool x86_unit_make(struct x86_translator *tr, struct x86_unit *unit)
@@ -539,6 +570,14 @@ bool x86_unit_make(struct x86_translator *tr, struct x86_unit *unit)
 void x86_unit_link(const struct x86_unit_exit *exit, const struct x86_unit *unit)
 {
     x86_emit_link(exit->link, unit->chain[exit->host_flags]);
+}
+
+void x86_unit_link_far(const struct x86_translator *tr, const struct x86_unit_exit *exit,
+                       const struct x86_unit *unit)
+{
+    store_le64(exit->far.key, exit->key);
+    store_le64(exit->far.page, exit->page_base);
+    x86_emit_link(exit->far.jump, x86_writable(tr, unit->enter));
 }
 
 static void make_jump(uint8_t *at, const uint8_t *to)

@@ -98,6 +98,12 @@ struct x86_unit_exit {
     uint8_t mode; /* in which it left */
     bool plain;   /* RIP is to be run by a unit without groups */
     bool lookup;  /* RIP was perhaps not in the jump cache: x86_unit_note */
+    /* A jump to another page that can be linked (x86_unit_link_far), or NULL; and while what it is
+     * good for. */
+    struct x86_far {
+        uint8_t *key, *page, *jump;
+    } far;
+    uint64_t key, page_base;
 };
 
 /*
@@ -108,10 +114,14 @@ void x86_unit_run(struct x86_translator *translator, struct x86_cpu *cpu,
                   const struct x86_unit *unit, struct x86_unit_exit *out);
 /* Makes the jump of an exit lead to the unit; same page, same mode. */
 void x86_unit_link(const struct x86_unit_exit *exit, const struct x86_unit *unit);
+/* Makes a jump to another page lead to the unit, which x86_unit_note has noted under the key. */
+void x86_unit_link_far(const struct x86_translator *translator, const struct x86_unit_exit *exit,
+                       const struct x86_unit *unit);
 /* Before a unit runs: in which mode and code space the jump cache is used from now on. */
 void x86_unit_choose_key(struct x86_translator *translator, struct x86_cpu *cpu, uint8_t mode);
-/* Enters the unit at the present RIP into the jump cache. */
-void x86_unit_note(struct x86_cpu *cpu, const struct x86_unit *unit);
+/* Enters the unit at the present RIP into the jump cache. False: its page is mapped in an unusual
+ * way, and not noted. */
+bool x86_unit_note(struct x86_cpu *cpu, const struct x86_unit *unit);
 /* The guest code of the unit has changed: whoever jumps there comes back to the caller. False: code
  * memory is full, everything must be dropped. */
 bool x86_unit_drop(struct x86_translator *translator, struct x86_unit *unit);

@@ -30,16 +30,6 @@ void x86_emit_attention_check(struct x86_translation *t, int offset)
     x86_leave_to(t, x86_emit_jcc(&t->e, COND_NE), offset, false);
 }
 
-static void emit_far_target(struct x86_translation *t, int64_t offset)
-{
-    if (offset == (int32_t)offset) {
-        x86_emit_rip(t, T0, (int32_t)offset);
-    } else {
-        x86_emit_rip(t, T0, next_offset(t->source));
-        x86_emit_lea(&t->e, T0, x86_rm_mem(T0, (int32_t)t->source->insn.imm));
-    }
-}
-
 /* The unit jumps to its own start: the body, when the flags are where it wants them. */
 static bool is_own_start(const struct x86_translation *t, int64_t offset)
 {
@@ -64,8 +54,7 @@ static void jump_to(struct x86_translation *t, int64_t offset)
 {
     if (!in_page(offset)) {
         x86_flags_spill(t);
-        emit_far_target(t, offset);
-        x86_leave_indirect(t);
+        x86_leave_far(t, offset);
     } else if (offset <= t->source->offset) {
         jump_back(t, offset);
     } else {
@@ -153,9 +142,10 @@ static void translate_ret(struct x86_translation *t)
 
     x86_flags_spill(t);
     x86_emit_load(&t->e, T0, x86_emit_stack(t, X86_RSP, 0));
-    x86_emit_canonical_check(t);
+    struct x86_rm entry = x86_emit_jump_lookup(t);
     x86_emit_lea(&t->e, GUEST_RSP, x86_rm_mem(GUEST_RSP, 8 + (int32_t)release));
-    x86_leave_indirect(t);
+    x86_emit_jmp_rm(&t->e, entry);
+    t->ended = true;
 }
 
 /* T0 = the branch's operand. */
@@ -169,21 +159,26 @@ static void emit_target_operand(struct x86_translation *t)
         unsigned host = x86_gpr_in(t, s->rm.gpr, T0);
         x86_emit_mov(&t->e, T0, host);
     }
-    x86_emit_canonical_check(t);
 }
 
 static void translate_indirect(struct x86_translation *t)
 {
-    struct x86_rm temp = x86_cpu_field(CPU_OFFSET(host.temp));
+    struct x86_rm rip = x86_cpu_field(CPU_OFFSET(host.temp));
+    struct x86_rm where = x86_cpu_field(CPU_OFFSET(host.temp2));
 
     x86_flags_spill(t);
     emit_target_operand(t);
+    struct x86_rm entry = x86_emit_jump_lookup(t);
     if (t->source->kind == KIND_CALL_INDIRECT) {
-        x86_emit_store(&t->e, temp, T0);
+        x86_emit_load(&t->e, T1, entry);
+        x86_emit_store(&t->e, rip, T0);
+        x86_emit_store(&t->e, where, T1);
         emit_push_next(t);
-        x86_emit_load(&t->e, T0, temp);
+        x86_emit_load(&t->e, T0, rip);
+        entry = where;
     }
-    x86_leave_indirect(t);
+    x86_emit_jmp_rm(&t->e, entry);
+    t->ended = true;
 }
 
 void x86_translate_branch(struct x86_translation *t)

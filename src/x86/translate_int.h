@@ -164,10 +164,13 @@ struct __attribute__((packed)) x86_site {
             uint16_t span; /* SITE_GROUP: bytes at RAX */
             bool write;
         };
+        struct {
+            uint8_t page, jump; /* SITE_FAR: from its key to the other fields of struct x86_far */
+        };
     };
 };
 
-enum x86_site_kind { SITE_CALL, SITE_RESUME, SITE_LINK, SITE_LOOKUP, SITE_GROUP };
+enum x86_site_kind { SITE_CALL, SITE_RESUME, SITE_LINK, SITE_LOOKUP, SITE_FAR, SITE_GROUP };
 
 /* Common routines in code memory, one set for units with vectors in memory and one for those in the
  * host's registers. */
@@ -175,7 +178,8 @@ struct x86_routines {
     const uint8_t *enter; /* C: (cpu, where) */
     uint8_t *call;        /* runs a handler, reached by CALL, followed by a site */
     uint8_t *leave;       /* back to C, ditto */
-    uint8_t *leave_rip;   /* ditto, RAX is RIP */
+    uint8_t *lookup;      /* RAX is RIP: on by the jump cache, or else leave_rip */
+    uint8_t *leave_rip;   /* back to C, RAX is RIP */
     uint8_t *group;       /* a group's probe has missed, RAX is the address */
 };
 
@@ -245,8 +249,14 @@ void x86_translate_by_handler(struct x86_translation *t);
 void x86_slow_path(struct x86_translation *t, uint8_t *link);
 /* Leaves for a place of this page; link: the jump to make go there. */
 void x86_leave_to(struct x86_translation *t, uint8_t *link, int offset, bool may_link);
-/* Leaves for the address in T0, by the jump cache. Flags are spilled before. */
-void x86_leave_indirect(struct x86_translation *t);
+/* Leaves for an offset outside the page, straight once linked. Flags are spilled before. */
+void x86_leave_far(struct x86_translation *t, int64_t offset);
+/*
+ * Looks for the address in T0 in the jump cache; misses, attention among them, are for the
+ * instruction's handler. Returns where the entry's host address is. Uses T1, T2; T1 is part of the
+ * result. Clobbers flags.
+ */
+struct x86_rm x86_emit_jump_lookup(struct x86_translation *t);
 /* T = linear address of `offset` in the unit's page. */
 void x86_emit_rip(struct x86_translation *t, unsigned to, int32_t offset);
 
@@ -325,6 +335,12 @@ void x86_translate_vector(struct x86_translation *t);
 /* --- translate_runtime.c --- */
 
 bool x86_routines_make(struct x86_translator *tr);
+/*
+ * The look into the jump cache for the address in T0, with RSP `pushed` bytes below the CPU: jumps
+ * that are taken on a miss, and where the host address is.
+ */
+struct x86_rm x86_emit_jump_compare(struct x86_emit *e, size_t attention, int32_t pushed,
+                                    uint8_t *miss[2]);
 void x86_jump_cache_clear(struct x86_translator *tr, struct x86_cpu *cpu);
 
 static inline const uint8_t *x86_executable(const struct x86_translator *tr, const uint8_t *at)

@@ -31,14 +31,39 @@ uint8_t x86_unit_mode(const struct x86_cpu *cpu)
     return (uint8_t)(cpu->mmu | vector << 2);
 }
 
-/* --- handlers --- */
-
 /* --- the jump cache --- */
 
-static unsigned jump_index(uint64_t rip)
+/* As x86_emit_jump_compare has it. */
+__attribute__((target("sse4.2"))) static struct x86_jump *jump_slot(struct x86_cpu *cpu,
+                                                                    uint64_t rip)
 {
-    uint32_t low = (uint32_t)rip;
-    return (low >> (X86_JUMP_BITS - 2) ^ low) & (X86_JUMP_SIZE - 1);
+    uint64_t hash = __builtin_ia32_crc32di((uint32_t)cpu->host.jump_now, rip);
+    return &cpu->host.jump[hash / sizeof(struct x86_jump) % X86_JUMP_SIZE];
+}
+
+struct x86_rm x86_emit_jump_compare(struct x86_emit *e, size_t attention, int32_t pushed,
+                                    uint8_t *miss[2])
+{
+    struct x86_encoding load32 = {.opcode = 0x8b};
+    struct x86_encoding crc32 = {.opcode = 0xf1, .map = 2, .mandatory = 0xf2, .w = true};
+    struct x86_rm now = x86_cpu_field(CPU_OFFSET(host.jump_now) + pushed);
+    struct x86_rm t0 = x86_rm_reg(T0);
+    struct x86_rm slot = x86_rm_indexed(HOST_RSP, T1, CPU_OFFSET(host.jump) + pushed);
+
+    x86_emit_load(e, T2, now);
+    x86_emit_op(e, &load32, T1, &now);
+    x86_emit_op(e, &crc32, T1, &t0);
+    x86_emit_alu_imm32(e, ALU_AND, T1, (int32_t)((X86_JUMP_SIZE - 1) * sizeof(struct x86_jump)));
+    /* Attention wanted: no key matches. */
+    x86_emit_alu(e, ALU_XOR, T2, x86_cpu_field((int32_t)attention + pushed));
+    slot.disp += (int32_t)offsetof(struct x86_jump, key);
+    x86_emit_alu(e, ALU_CMP, T2, slot);
+    miss[0] = x86_emit_jcc(e, COND_NE);
+    slot.disp += (int32_t)(offsetof(struct x86_jump, rip) - offsetof(struct x86_jump, key));
+    x86_emit_alu(e, ALU_CMP, T0, slot);
+    miss[1] = x86_emit_jcc(e, COND_NE);
+    slot.disp += (int32_t)(offsetof(struct x86_jump, entry) - offsetof(struct x86_jump, rip));
+    return slot;
 }
 
 /* Kernel code counts as mapped global, user code as not; what is otherwise is not noted. */
@@ -84,21 +109,20 @@ void x86_unit_choose_key(struct x86_translator *tr, struct x86_cpu *cpu, uint8_t
     cpu->host.jump_kernel_user = present_key(tr, cpu, X86_MMU_KERNEL_USER);
 }
 
-void x86_unit_note(struct x86_cpu *cpu, const struct x86_unit *unit)
+bool x86_unit_note(struct x86_cpu *cpu, const struct x86_unit *unit)
 {
     uint64_t rip = cpu->s.rip;
-    unsigned i = jump_index(rip);
 
     if (x86_tlb_note_code(cpu, rip) != in_global_space(unit->mode))
-        return;
-    cpu->host.jump_rip[i] = rip;
-    cpu->host.jump_key[i] = cpu->host.jump_now;
-    cpu->host.jump_entry[i] = (uintptr_t)unit->enter;
+        return false;
+    *jump_slot(cpu, rip) =
+        (struct x86_jump) {.rip = rip, .key = cpu->host.jump_now, .entry = (uintptr_t)unit->enter};
+    return true;
 }
 
 void x86_jump_cache_clear(struct x86_translator *tr, struct x86_cpu *cpu)
 {
-    memset(cpu->host.jump_key, 0, sizeof cpu->host.jump_key);
+    memset(cpu->host.jump, 0, sizeof cpu->host.jump);
     memset(tr->present, 0, sizeof tr->present);
     tr->known_count = 0;
 }
@@ -112,17 +136,17 @@ void x86_jump_cache_clear(struct x86_translator *tr, struct x86_cpu *cpu)
 static const uint8_t *find_entry(struct x86_cpu *cpu, uint8_t mode)
 {
     struct x86_translator *tr = cpu->host.translator;
-    unsigned i = jump_index(cpu->s.rip);
 
     if (mode == X86_UNIT_NONE || tr->config.alone || cpu->halted || cpu->s.interrupt_shadow ||
         __atomic_load_n((uint64_t *)(void *)((char *)cpu + tr->config.attention), __ATOMIC_ACQUIRE))
         return NULL;
     x86_unit_choose_key(tr, cpu, mode);
     cpu->host.mode = mode;
-    if (cpu->host.jump_key[i] != cpu->host.jump_now || cpu->host.jump_rip[i] != cpu->s.rip)
+    const struct x86_jump *jump = jump_slot(cpu, cpu->s.rip);
+    if (jump->key != cpu->host.jump_now || jump->rip != cpu->s.rip)
         return NULL;
     cpu->end_block = false; /* it has: this is another unit, and not one that was dropped */
-    return (const uint8_t *)cpu->host.jump_entry[i];
+    return (const uint8_t *)jump->entry;
 }
 
 /*
@@ -247,12 +271,11 @@ static void emit_vectors_load_avx(struct x86_emit *e)
             x86_emit_op(e, &load, i, &upper);
             continue;
         }
-        struct x86_encoding or = {
-            .opcode = 0x56, .map = 1, .vex = true, .vvvv = (uint8_t)(i & 1)};
-        x86_emit_op(e, &or, i & 1, &upper);
+        struct x86_encoding or = {.opcode = 0x56, .map = 1, .vex = true, .vvvv = (uint8_t)(i & 1)};
+        x86_emit_op(e, & or, i & 1, &upper);
     }
     struct x86_encoding or = {.opcode = 0x56, .map = 1, .vex = true, .vvvv = 1};
-    x86_emit_op(e, &or, 0, &xmm0);
+    x86_emit_op(e, & or, 0, &xmm0);
     x86_emit_op(e, &test, 0, &xmm0);
     uint8_t *clean = x86_emit_jcc(e, COND_E);
     emit_vectors(e, true, true, 1);
@@ -350,9 +373,7 @@ static void emit_call(struct x86_emit *e, bool vector, bool avx, host_function *
     x86_emit_mov(e, HOST_RDI, HOST_RSP);
     x86_emit_mov(e, HOST_RBX, HOST_RSP);
     x86_emit_load(e, HOST_RSP, x86_cpu_field(CPU_OFFSET(host.c_stack)));
-    x86_emit_8(e, 0x48);
-    x86_emit_8(e, 0xb8);
-    x86_emit_64(e, (uint64_t)(uintptr_t)function);
+    x86_emit_load_imm64(e, HOST_RAX, (uint64_t)(uintptr_t)function);
     x86_emit_call_rm(e, x86_rm_reg(HOST_RAX));
     x86_emit_mov(e, HOST_RSP, HOST_RBX);
     x86_emit_mov(e, T1, HOST_RAX);
@@ -370,6 +391,20 @@ static void emit_call(struct x86_emit *e, bool vector, bool avx, host_function *
     emit_resume(e, false, avx);
 }
 
+/* Before leave_rip. The site's address, which the call has pushed, is dropped on a hit. */
+static void emit_lookup(struct x86_emit *e, size_t attention, struct x86_routines *r)
+{
+    uint8_t *miss[2];
+
+    r->lookup = e->at;
+    struct x86_rm entry = x86_emit_jump_compare(e, attention, 8, miss);
+    x86_emit_lea(e, HOST_RSP, x86_rm_mem(HOST_RSP, 8));
+    entry.disp -= 8;
+    x86_emit_jmp_rm(e, entry);
+    for (unsigned i = 0; i < 2 && !e->full; i++)
+        x86_emit_link(miss[i], e->at);
+}
+
 bool x86_routines_make(struct x86_translator *tr)
 {
     struct x86_emit e = {.at = tr->at, .end = tr->config.memory.write + tr->config.memory.size};
@@ -379,6 +414,7 @@ bool x86_routines_make(struct x86_translator *tr)
         struct x86_routines *r = &tr->routines[vector];
         r->enter = x86_executable(tr, e.at);
         emit_enter(&e, vector, avx);
+        emit_lookup(&e, tr->config.attention, r);
         r->leave_rip = e.at;
         /* The return address still lies there. */
         x86_emit_store(&e, x86_cpu_field(CPU_OFFSET(s.rip) + 8), T0);
@@ -422,7 +458,13 @@ void x86_unit_run(struct x86_translator *tr, struct x86_cpu *cpu, const struct x
         out->from = site.unit;
         out->mode = cpu->host.mode;
     }
-    out->lookup = site.kind == SITE_LOOKUP || site.kind == SITE_CALL;
+    if (site.kind == SITE_FAR && !tr->config.alone) {
+        uint8_t *key = x86_writable(tr, cpu->host.site) + site.link;
+        out->far = (struct x86_far) {key, key + site.page, key + site.jump};
+        out->key = cpu->host.jump_now;
+        out->page_base = cpu->host.page_base;
+    }
+    out->lookup = site.kind == SITE_LOOKUP || site.kind == SITE_FAR || site.kind == SITE_CALL;
     out->plain = cpu->host.plain;
     cpu->host.plain = false;
 }

@@ -122,8 +122,10 @@ static void run_unit(struct engine_vcpu *vcpu, const struct x86_unit *unit,
 
     x86_unit_choose_key(vcpu->translator, cpu, unit->mode);
     if (exit->lookup) {
-        x86_unit_note(cpu, unit);
+        bool noted = x86_unit_note(cpu, unit);
         vcpu->cache.notes++;
+        if (noted && exit->far.key && exit->key == cpu->host.jump_now)
+            x86_unit_link_far(vcpu->translator, exit, unit);
     }
     if (exit->link && exit->from->page == unit->page && exit->mode == unit->mode)
         x86_unit_link(exit, unit);
