@@ -144,7 +144,8 @@ void guest_main(void)
     APIC(0x380) = 1000;
     asm volatile("sti");
     bool same = true;
-    for (unsigned i = 0; i < 5; i++)
+    /* How many come in a round depends on how busy the host is. */
+    for (unsigned i = 0; i < 5 || (interrupts < 100 && i < 1000); i++)
         same &= work() == alone;
     asm volatile("cli");
     APIC(0x320) = 1 << 16 | VECTOR;
