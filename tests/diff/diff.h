@@ -122,6 +122,9 @@ bool diff_decode(const struct diff_forms *forms, const uint8_t *bytes, size_t le
 /* NULL: test it. Otherwise why this instruction is left out. */
 const char *diff_policy_excluded(const struct diff_insn *insn);
 
+/* False: this host's processor does something else than parat's, as is known. */
+bool diff_policy_comparable_here(const struct diff_insn *insn);
+
 /* --- random numbers, seeded --- */
 
 struct diff_random {

@@ -214,7 +214,7 @@ static int try_template(struct diff_forms *forms, struct diff_template *t)
         return 0;
     const char *excluded = diff_policy_excluded(&insn);
     bool implemented = has_handler(forms, bytes);
-    if (!forms->all && (excluded || !implemented))
+    if (!forms->all && (excluded || !implemented || !diff_policy_comparable_here(&insn)))
         return 0;
     t->has_modrm = insn.z.attributes & ZYDIS_ATTRIB_HAS_MODRM;
     t->suffix = (uint8_t)((insn.z.raw.imm[0].size + insn.z.raw.imm[1].size) / 8);

@@ -207,6 +207,7 @@ static bool encode(const struct diff_forms *forms, unsigned index, struct diff_r
         put_suffix(out, t, r);
         if (out->length <= 15 && diff_decode(forms, out->bytes, out->length, insn) &&
             insn->z.length == out->length && !diff_policy_excluded(insn) &&
+            diff_policy_comparable_here(insn) &&
             diff_forms_find(forms, out->bytes, out->length) == index)
             return true;
     }

@@ -100,31 +100,32 @@ static bool is_decimal_adjust(ZydisMnemonic m)
            m == ZYDIS_MNEMONIC_DAS;
 }
 
-/* parat's CPU is AMD's: where Intel's do something else, such a host cannot tell what is right. */
-static const char *excluded_on_intel(const struct diff_insn *i)
+/*
+ * parat's CPU is AMD's. Intel's processors ignore prefixes before near branches, loops and PAUSE,
+ * want the operands of SHA instructions aligned, push 16 bits of a segment register, and leave
+ * something else in undefined flags of decimal adjustments.
+ */
+static bool differs_on_intel(const struct diff_insn *i)
 {
     if (i->z.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE &&
         i->z.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE &&
         (i->z.machine_mode == ZYDIS_MACHINE_MODE_LONG_64 || is_loop(i->z.mnemonic)))
-        return "Intel's processors ignore 66 before near branches of 64-bit code, and loops";
-    if (is_loop(i->z.mnemonic) && has_repeat_prefix(i))
-        return "Intel's processors ignore F2 and F3 before loops";
-    if (i->z.mnemonic == ZYDIS_MNEMONIC_PAUSE && i->z.raw.rex.B)
-        return "Intel's processors do not exchange RAX and R8 then";
-    if (i->z.meta.isa_set == ZYDIS_ISA_SET_SHA)
-        return "Intel's processors want the operands of SHA instructions aligned";
+        return true;
     if (i->z.mnemonic == ZYDIS_MNEMONIC_PUSH &&
         ZydisRegisterGetClass(i->op[0].reg.value) == ZYDIS_REGCLASS_SEGMENT)
-        return "Intel's processors write 16 bits only";
-    if (is_decimal_adjust(i->z.mnemonic))
-        return "Intel's processors leave something else in undefined flags";
-    return NULL;
+        return true;
+    return (is_loop(i->z.mnemonic) && has_repeat_prefix(i)) ||
+           (i->z.mnemonic == ZYDIS_MNEMONIC_PAUSE && i->z.raw.rex.B) ||
+           i->z.meta.isa_set == ZYDIS_ISA_SET_SHA || is_decimal_adjust(i->z.mnemonic);
+}
+
+bool diff_policy_comparable_here(const struct diff_insn *i)
+{
+    return !__builtin_cpu_is("intel") || !differs_on_intel(i);
 }
 
 const char *diff_policy_excluded(const struct diff_insn *i)
 {
-    if (__builtin_cpu_is("intel") && excluded_on_intel(i))
-        return excluded_on_intel(i);
     for (unsigned k = 0; k < ARRAY_COUNT(excluded); k++)
         if (i->z.mnemonic == excluded[k].mnemonic)
             return excluded[k].why;
