@@ -144,7 +144,7 @@ static bool goes_on(const struct x86_translator *tr, const struct x86_unit_code 
 {
     const struct x86_source *last = &tr->source[tr->count - 1];
 
-    if (ends_unit(last))
+    if (ends_unit(last) || code->crosses)
         return false;
     if (last->kind != KIND_JCC && last->kind != KIND_LOOP)
         return true;
@@ -158,7 +158,8 @@ unsigned x86_translate_scan(struct x86_translator *tr, const struct x86_unit_cod
     uint8_t mode = code->mode;
 
     tr->mode = code->mode;
-    tr->plain = code->plain;
+    tr->plain = code->plain || code->crosses;
+    tr->crosses = code->crosses;
     tr->page_offset = code->page_offset;
     tr->count = tr->bytes = 0;
     while (tr->count < X86_UNIT_INSNS_MAX && tr->bytes < code->available &&
@@ -418,6 +419,8 @@ static void emit_ways_out(struct x86_translation *t)
 /* How the body wants the flags: in the host when they are read before they are lost. */
 static uint8_t first_flags_state(const struct x86_translator *tr)
 {
+    if (tr->crosses)
+        return FLAGS_MEMORY; /* for emit_guard */
     for (unsigned i = 0; i < tr->count; i++) {
         const struct x86_source *s = &tr->source[i];
         if (s->faults)
@@ -463,6 +466,22 @@ static void emit_entries(struct x86_translation *t)
         t->unit->chain[1] = t->body;
     else if (!e->full)
         x86_emit_link(to_body, t->body);
+}
+
+/* Whether the next page is still the one that the instruction goes on in: as in x86_leave_far. */
+static void emit_guard(struct x86_translation *t)
+{
+    struct x86_unit *unit = t->unit;
+    int offset = (int)t->tr->page_offset;
+
+    unit->guard_key = unit->guard_page = NULL;
+    if (!t->tr->crosses)
+        return;
+    t->source = &t->tr->source[0];
+    x86_leave_to(t, emit_far_compare(&t->e, CPU_OFFSET(host.jump_now), &unit->guard_key), offset,
+                 false);
+    x86_leave_to(t, emit_far_compare(&t->e, CPU_OFFSET(host.page_base), &unit->guard_page), offset,
+                 false);
 }
 
 static void translate_one(struct x86_translation *t)
@@ -535,7 +554,7 @@ static void translate_body(struct x86_translation *t)
     }
     t->source = &(struct x86_source) {.live_after = FLAGS_ALL};
     x86_flags_spill(t);
-    x86_leave_far(t, PAGE_SIZE);
+    x86_leave_far(t, next);
 }
 
 bool x86_unit_make(struct x86_translator *tr, struct x86_unit *unit)
@@ -554,6 +573,7 @@ bool x86_unit_make(struct x86_translator *tr, struct x86_unit *unit)
     unit->mode = t->mode = tr->mode;
     unit->page_offset = (uint16_t)tr->page_offset;
     emit_entries(t);
+    emit_guard(t);
     translate_body(t);
     emit_slow(t);
     emit_ways_out(t);

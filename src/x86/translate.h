@@ -41,6 +41,8 @@ struct x86_unit {
     uint8_t mode;
     uint16_t page_offset;
     bool prefers_host_flags;
+    uint8_t *guard_key,
+        *guard_page;        /* writable view, for x86_unit_admit; NULL: stays in its page */
     struct x86_insn insn[]; /* those that may need their handlers; with `alone` all */
 };
 
@@ -74,7 +76,8 @@ uint8_t x86_unit_mode(const struct x86_cpu *cpu);
 /* Where a unit's guest code is. */
 struct x86_unit_code {
     uint8_t mode;
-    bool plain; /* make it without groups, see translate_group.c */
+    bool plain;   /* make it without groups, see translate_group.c */
+    bool crosses; /* make it of one instruction only, which goes on in the next page */
     unsigned page_offset;
     const uint8_t *bytes;
     unsigned available;
@@ -119,6 +122,13 @@ void x86_unit_link_far(const struct x86_translator *translator, const struct x86
                        const struct x86_unit *unit);
 /* Before a unit runs: in which mode and code space the jump cache is used from now on. */
 void x86_unit_choose_key(struct x86_translator *translator, struct x86_cpu *cpu, uint8_t mode);
+/*
+ * Before a unit that crosses into the next page is run at the present RIP, by whatever way: the
+ * caller has looked that page up in the TLB for execution and found the one that the unit was made
+ * of. False: it cannot be told for how long that holds, and the unit must not run.
+ */
+bool x86_unit_admit(struct x86_translator *translator, struct x86_cpu *cpu,
+                    const struct x86_unit *unit) MUST_USE;
 /* Enters the unit at the present RIP into the jump cache. False: its page is mapped in an unusual
  * way, and not noted. */
 bool x86_unit_note(struct x86_cpu *cpu, const struct x86_unit *unit);

@@ -208,6 +208,7 @@ struct x86_translator {
     struct x86_known_key present[X86_UNIT_MODES]; /* used last in each mode */
     uint32_t wraps;                               /* code_space_wraps seen last */
     bool plain;                                   /* without groups */
+    bool crosses;
     unsigned group_count;
     struct x86_group group[X86_GROUPS_MAX];
     struct x86_source source[X86_UNIT_INSNS_MAX];

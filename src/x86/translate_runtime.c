@@ -120,6 +120,18 @@ bool x86_unit_note(struct x86_cpu *cpu, const struct x86_unit *unit)
     return true;
 }
 
+bool x86_unit_admit(struct x86_translator *tr, struct x86_cpu *cpu, const struct x86_unit *unit)
+{
+    uint64_t page = cpu->s.rip & PAGE_MASK;
+
+    x86_unit_choose_key(tr, cpu, unit->mode);
+    if (x86_tlb_note_code(cpu, page + PAGE_SIZE) != in_global_space(unit->mode))
+        return false;
+    store_le64(unit->guard_key, cpu->host.jump_now);
+    store_le64(unit->guard_page, page);
+    return true;
+}
+
 void x86_jump_cache_clear(struct x86_translator *tr, struct x86_cpu *cpu)
 {
     memset(cpu->host.jump, 0, sizeof cpu->host.jump);

@@ -67,7 +67,6 @@ void block_cache_set_translator(struct block_cache *cache, struct x86_translator
 static void clear_blocks(struct block_cache *cache)
 {
     code_index_clear(&cache->blocks);
-    memset(cache->tail, 0, sizeof cache->tail);
     cache->used = 0;
     cache->decodes++;
 }
@@ -90,29 +89,6 @@ void block_cache_clear(struct block_cache *cache)
 
 /* --- dropping --- */
 
-static struct block **tail_bucket(struct block_cache *cache, uint64_t page)
-{
-    return &cache->tail[(page >> PAGE_SHIFT) % BLOCK_TAIL_BUCKETS];
-}
-
-/* They are also in the lists of their first pages: what is dead there is passed over. */
-static void drop_tails(struct block_cache *cache, uint64_t page)
-{
-    struct block **link = tail_bucket(cache, page);
-
-    while (*link) {
-        struct block *block = *link;
-        bool dead = block->code.key == CODE_DEAD;
-        if (!dead && block->tail != page) {
-            link = &block->tail_next;
-            continue;
-        }
-        *link = block->tail_next;
-        if (!dead)
-            code_index_remove(&cache->blocks, &block->code);
-    }
-}
-
 static void block_dropped(void *context, struct code *code)
 {
 }
@@ -130,7 +106,6 @@ static void unit_dropped(void *context, struct code *code)
 void block_cache_drop_page(struct block_cache *cache, uint64_t page)
 {
     code_index_drop_page(&cache->blocks, page, block_dropped, cache);
-    drop_tails(cache, page);
     code_index_drop_page(&cache->units, page, unit_dropped, cache);
 }
 
@@ -151,11 +126,6 @@ static bool keep(struct block_cache *cache, struct block *block)
         return false;
     cache->used += align_up(sizeof *block + block->count * sizeof block->insn[0], 16);
     cache->decoded += block->count;
-    if (block->tail != BLOCK_NO_TAIL) {
-        struct block **bucket = tail_bucket(cache, block->tail);
-        block->tail_next = *bucket;
-        *bucket = block;
-    }
     return true;
 }
 
@@ -231,18 +201,19 @@ static bool decode_across(struct engine_vcpu *vcpu, struct block *block, uint64_
         return false;
     block->count = 1;
     block->bytes = block->insn[0].length;
-    block->tail = pages[1];
+    block->code.tail = pages[1];
     return soft_memory_mark_code(vcpu, address, first, NULL) &&
-           soft_memory_mark_code(vcpu, block->tail, block->bytes - first, NULL) &&
-           x86_fetch(&vcpu->cpu, la, again, pages) >= block->bytes && pages[1] == block->tail &&
-           pages[0] == (address & PAGE_MASK) && memcmp(bytes, again, block->bytes) == 0;
+           soft_memory_mark_code(vcpu, block->code.tail, block->bytes - first, NULL) &&
+           x86_fetch(&vcpu->cpu, la, again, pages) >= block->bytes &&
+           pages[1] == block->code.tail && pages[0] == (address & PAGE_MASK) &&
+           memcmp(bytes, again, block->bytes) == 0;
 }
 
 struct block *block_make(struct engine_vcpu *vcpu, const struct block_place *place)
 {
     struct block *block = reserve(&vcpu->cache);
 
-    *block = (struct block) {.code = {.key = place->key}, .tail = BLOCK_NO_TAIL};
+    *block = (struct block) {.code = {.key = place->key, .tail = CODE_NO_TAIL}};
     if (!decode_inside(vcpu, block, place->page) &&
         (block->count != 0 || !decode_across(vcpu, block, place->la)))
         return NULL;
@@ -276,9 +247,35 @@ static bool is_warm(void *context, unsigned page_offset)
     return page_offset < PAGE_SIZE && *heat_of(site->cache, key) >= site->cache->hot / 2;
 }
 
+/* Makes the unit of what was scanned. NULL: there is no room, everything goes before the next
+ * block. */
+static struct translation *keep_unit(struct engine_vcpu *vcpu, const struct block_place *place,
+                                     uint64_t tail)
+{
+    struct block_cache *cache = &vcpu->cache;
+    size_t size = offsetof(struct translation, unit) + x86_unit_size(vcpu->translator);
+    struct translation *made = (struct translation *)(void *)(cache->unit_arena + cache->unit_used);
+
+    if (cache->unit_used + size > cache->unit_size ||
+        !x86_unit_make(vcpu->translator, &made->unit)) {
+        cache->full = true;
+        return NULL;
+    }
+    made->code = (struct code) {.key = place->key, .tail = tail};
+    if (!code_index_add(&cache->units, &made->code)) {
+        cache->full = true;
+        return NULL;
+    }
+    made->unit.page = code_address(place->key) & PAGE_MASK;
+    cache->unit_used += align_up(size, 16);
+    cache->units_made++;
+    cache->translated += made->unit.count;
+    return made;
+}
+
 /*
  * Host code for what has become hot. The same order as in decode_inside. None is made when bytes
- * change all the time; when there is no room, everything goes before the next block.
+ * change all the time.
  */
 static struct translation *translate(struct engine_vcpu *vcpu, const struct block_place *place)
 {
@@ -302,23 +299,33 @@ static struct translation *translate(struct engine_vcpu *vcpu, const struct bloc
     copy_code(again, place->page + offset, bytes);
     if (memcmp(copy, again, bytes) != 0)
         return NULL;
-    size_t size = offsetof(struct translation, unit) + x86_unit_size(vcpu->translator);
-    struct translation *made = (struct translation *)(void *)(cache->unit_arena + cache->unit_used);
-    if (cache->unit_used + size > cache->unit_size ||
-        !x86_unit_make(vcpu->translator, &made->unit)) {
-        cache->full = true;
+    return keep_unit(vcpu, place, CODE_NO_TAIL);
+}
+
+/* One instruction that goes on in the next page. As decode_across. */
+static struct translation *translate_across(struct engine_vcpu *vcpu,
+                                            const struct block_place *place)
+{
+    uint8_t bytes[15], again[15];
+    uint64_t pages[2], address = code_address(place->key);
+    unsigned first = (unsigned)(PAGE_SIZE - (place->la & ~PAGE_MASK));
+    unsigned count = x86_fetch(&vcpu->cpu, place->la, bytes, pages);
+
+    if (count <= first || pages[1] == UINT64_MAX)
         return NULL;
-    }
-    made->code.key = place->key;
-    if (!code_index_add(&cache->units, &made->code)) {
-        cache->full = true;
+    struct x86_unit_code code = {.mode = BLOCK_UNIT_MODE(code_mode(place->key)),
+                                 .crosses = true,
+                                 .page_offset = (unsigned)(address & ~PAGE_MASK),
+                                 .bytes = bytes,
+                                 .available = count};
+    unsigned length = x86_translate_scan(vcpu->translator, &code);
+    uint64_t tail = pages[1];
+    if (length <= first || !soft_memory_mark_code(vcpu, address, first, NULL) ||
+        !soft_memory_mark_code(vcpu, tail, length - first, NULL) ||
+        x86_fetch(&vcpu->cpu, place->la, again, pages) < length || pages[1] != tail ||
+        pages[0] != (address & PAGE_MASK) || memcmp(bytes, again, length) != 0)
         return NULL;
-    }
-    made->unit.page = address & PAGE_MASK;
-    cache->unit_used += align_up(size, 16);
-    cache->units_made++;
-    cache->translated += made->unit.count;
-    return made;
+    return keep_unit(vcpu, place, tail);
 }
 
 struct translation *block_plain_unit(struct engine_vcpu *vcpu, const struct block_place *place)
@@ -333,8 +340,19 @@ struct translation *block_plain_unit(struct engine_vcpu *vcpu, const struct bloc
 static bool can_translate(const struct engine_vcpu *vcpu, const struct block *block)
 {
     uint8_t mode = code_mode(block->code.key);
-    return vcpu->translator && block->tail == BLOCK_NO_TAIL && !(mode & BLOCK_SHADOW) &&
+    return vcpu->translator && !(mode & BLOCK_SHADOW) &&
            x86_unit_mode(&vcpu->cpu) == BLOCK_UNIT_MODE(mode);
+}
+
+/* A unit that reaches into a second page may be there already, but of another second page. */
+static struct translation *translate_hot(struct engine_vcpu *vcpu, const struct block *block,
+                                         const struct block_place *place)
+{
+    if (!can_translate(vcpu, block))
+        return NULL;
+    if (block->code.tail == CODE_NO_TAIL)
+        return translate(vcpu, place);
+    return block_find_unit(&vcpu->cache, place->key) ? NULL : translate_across(vcpu, place);
 }
 
 struct translation *block_heat_up(struct engine_vcpu *vcpu, struct block *block,
@@ -346,7 +364,7 @@ struct translation *block_heat_up(struct engine_vcpu *vcpu, struct block *block,
     if (block->never || ++*heat < cache->hot)
         return NULL;
     *heat = 0;
-    struct translation *made = can_translate(vcpu, block) ? translate(vcpu, place) : NULL;
+    struct translation *made = translate_hot(vcpu, block, place);
     if (made)
         code_index_remove(&cache->blocks, &block->code); /* links to it fail, too */
     else if (!cache->full)

@@ -23,16 +23,14 @@
 struct engine_vcpu;
 
 #define BLOCK_INSNS_MAX 48
-#define BLOCK_NO_TAIL   UINT64_MAX
 
 /*
  * Straight-line code inside one page; only a block of one instruction may reach into a second page,
- * `tail`, which must be what follows in the linear address space at each execution.
+ * code.tail, which must be what follows in the linear address space at each execution. The same
+ * goes for units.
  */
 struct block {
     struct code code;
-    uint64_t tail; /* gpa of the second page, or BLOCK_NO_TAIL */
-    struct block *tail_next;
     struct block *successor[2]; /* last seen after it: by falling through, by a jump */
     uint16_t bytes;
     uint8_t count;
@@ -46,7 +44,6 @@ struct translation {
     struct x86_unit unit; /* last: its size varies */
 };
 
-#define BLOCK_TAIL_BUCKETS 256u
 /* How often the code at an address was interpreted, by a hash of its key: outlives the blocks. */
 #define BLOCK_HEAT_BITS 16u
 
@@ -54,7 +51,6 @@ struct block_cache {
     struct code_index blocks;
     uint8_t *arena;
     size_t used;
-    struct block *tail[BLOCK_TAIL_BUCKETS]; /* lists of blocks with a tail, by a hash of its page */
     uint8_t heat[1u << BLOCK_HEAT_BITS];
 
     struct code_index units;

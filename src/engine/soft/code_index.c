@@ -10,7 +10,8 @@ int code_index_create(struct code_index *index, unsigned bits)
     *index = (struct code_index) {.bits = bits};
     index->slot = calloc((size_t)1 << bits, sizeof *index->slot);
     index->page = calloc(CODE_PAGE_BUCKETS, sizeof(struct code *));
-    if (index->slot && index->page)
+    index->tail = calloc(CODE_TAIL_BUCKETS, sizeof(struct code *));
+    if (index->slot && index->page && index->tail)
         return 0;
     code_index_destroy(index);
     return -ENOMEM;
@@ -20,6 +21,7 @@ void code_index_destroy(struct code_index *index)
 {
     free(index->slot);
     free(index->page);
+    free(index->tail);
     *index = (struct code_index) {0};
 }
 
@@ -27,6 +29,7 @@ void code_index_clear(struct code_index *index)
 {
     memset(index->slot, 0, sizeof *index->slot << index->bits);
     memset(index->page, 0, CODE_PAGE_BUCKETS * sizeof(struct code *));
+    memset(index->tail, 0, CODE_TAIL_BUCKETS * sizeof(struct code *));
     index->used = 0;
 }
 
@@ -86,6 +89,11 @@ static struct code **bucket_of(struct code_index *index, uint64_t address)
     return &index->page[(address >> PAGE_SHIFT) % CODE_PAGE_BUCKETS];
 }
 
+static struct code **tail_bucket_of(struct code_index *index, uint64_t page)
+{
+    return &index->tail[(page >> PAGE_SHIFT) % CODE_TAIL_BUCKETS];
+}
+
 bool code_index_add(struct code_index *index, struct code *code)
 {
     if ((index->used + 1) * 2 > 1u << index->bits && !grow(index))
@@ -93,6 +101,11 @@ bool code_index_add(struct code_index *index, struct code *code)
     struct code **bucket = bucket_of(index, code_address(code->key));
     code->page_next = *bucket;
     *bucket = code;
+    if (code->tail != CODE_NO_TAIL) {
+        struct code **tail = tail_bucket_of(index, code->tail);
+        code->tail_next = *tail;
+        *tail = code;
+    }
     put(index, code);
     index->used++;
     return true;
@@ -104,8 +117,30 @@ void code_index_remove(struct code_index *index, struct code *code)
     code->key = CODE_DEAD;
 }
 
-void code_index_drop_page(struct code_index *index, uint64_t page,
-                          void (*dropped)(void *context, struct code *code), void *context)
+/* Those that reach into the page: they are also in the lists of their first pages, where the dead
+ * are passed over. */
+static void drop_tails(struct code_index *index, uint64_t page, code_dropped *dropped,
+                       void *context)
+{
+    struct code **link = tail_bucket_of(index, page);
+
+    while (*link) {
+        struct code *code = *link;
+        bool dead = code->key == CODE_DEAD;
+        if (!dead && code->tail != page) {
+            link = &code->tail_next;
+            continue;
+        }
+        *link = code->tail_next;
+        if (dead)
+            continue;
+        code_index_remove(index, code);
+        dropped(context, code);
+    }
+}
+
+void code_index_drop_page(struct code_index *index, uint64_t page, code_dropped *dropped,
+                          void *context)
 {
     struct code **link = bucket_of(index, page);
 
@@ -122,4 +157,5 @@ void code_index_drop_page(struct code_index *index, uint64_t page,
         code_index_remove(index, code);
         dropped(context, code);
     }
+    drop_tails(index, page, dropped, context);
 }

@@ -16,9 +16,12 @@
 struct code {
     uint64_t key;           /* code_key, or CODE_DEAD once dropped */
     struct code *page_next; /* in the list of its page */
+    uint64_t tail;          /* gpa of a second page that it reaches into, or CODE_NO_TAIL */
+    struct code *tail_next; /* in the list of that page */
 };
 
 #define CODE_DEAD       0ull
+#define CODE_NO_TAIL    UINT64_MAX
 #define CODE_MODE_SHIFT 56 /* physical addresses have at most 52 bits */
 
 /* mode is not 0. */
@@ -43,12 +46,14 @@ struct code_slot {
 };
 
 #define CODE_PAGE_BUCKETS 4096u
+#define CODE_TAIL_BUCKETS 256u
 
 struct code_index {
     struct code_slot *slot; /* open addressing with linear probing; at least half of them free */
     unsigned bits;          /* of their number */
     unsigned used;
     struct code **page; /* lists, by a hash of the page */
+    struct code **tail; /* lists of those with a tail, by a hash of its page */
 };
 
 /* Room for 2^bits / 2 entries at first. */
@@ -58,11 +63,12 @@ void code_index_destroy(struct code_index *index);
 void code_index_clear(struct code_index *index);
 /* Enters code, whose key is not yet there. False: out of memory. */
 bool code_index_add(struct code_index *index, struct code *code);
-/* Takes it out. It is dead then; it stays in its page's list until somebody walks that. */
+/* Takes it out. It is dead then; it stays in its pages' lists until somebody walks those. */
 void code_index_remove(struct code_index *index, struct code *code);
+typedef void code_dropped(void *context, struct code *code);
 /* Takes out all of one page, and calls dropped for each. */
-void code_index_drop_page(struct code_index *index, uint64_t page,
-                          void (*dropped)(void *context, struct code *code), void *context);
+void code_index_drop_page(struct code_index *index, uint64_t page, code_dropped *dropped,
+                          void *context);
 
 static inline unsigned code_index_home(const struct code_index *index, uint64_t key)
 {

@@ -35,18 +35,31 @@ static inline bool locate(struct x86_cpu *cpu, struct block_place *place)
     return true;
 }
 
+/* The page behind la's is the one at gpa `tail`. */
+static bool is_followed_by(struct x86_cpu *cpu, uint64_t la, uint64_t tail)
+{
+    uint64_t page, next = (la & PAGE_MASK) + PAGE_SIZE;
+    if (cpu->code_size != 8)
+        next = (uint32_t)next;
+    return code_page(cpu, next, &page) && page == tail;
+}
+
 /* Segment limit, and a second page that must still be the one that was decoded. */
 static inline bool may_run(struct x86_cpu *cpu, const struct block *block, uint64_t la)
 {
     if (cpu->code_size != 8 &&
         !range_fits(cpu->s.rip, block->bytes, (uint64_t)cpu->s.seg[X86_CS].limit + 1))
         return false;
-    if (likely(block->tail == BLOCK_NO_TAIL))
-        return true;
-    uint64_t page, next = (la & PAGE_MASK) + PAGE_SIZE;
-    if (cpu->code_size != 8)
-        next = (uint32_t)next;
-    return code_page(cpu, next, &page) && page == block->tail;
+    return likely(block->code.tail == CODE_NO_TAIL) || is_followed_by(cpu, la, block->code.tail);
+}
+
+/* The same for a unit, which is always of 64-bit code. */
+static inline bool may_enter(struct engine_vcpu *vcpu, const struct translation *translation,
+                             uint64_t la)
+{
+    return likely(translation->code.tail == CODE_NO_TAIL) ||
+           (is_followed_by(&vcpu->cpu, la, translation->code.tail) &&
+            x86_unit_admit(vcpu->translator, &vcpu->cpu, &translation->unit));
 }
 
 /* What is to run next: one of both. */
@@ -73,8 +86,11 @@ static inline bool find(struct engine_vcpu *vcpu, struct block *previous,
         }
     }
     out->translation = block_find_unit(cache, place->key);
-    if (likely(out->translation))
-        return true;
+    if (likely(out->translation)) {
+        if (may_enter(vcpu, out->translation, place->la))
+            return true;
+        out->translation = NULL;
+    }
     out->block = block_find(cache, place->key);
     if (unlikely(!out->block)) {
         uint64_t decodes = cache->decodes;

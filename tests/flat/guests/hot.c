@@ -179,6 +179,49 @@ static void aliases(void)
     check(good, "and when that changes");
 }
 
+/* --- an instruction on two pages --- */
+
+static void map_pair(uint64_t address, const uint8_t *second)
+{
+    map(address, frame_a, P | W | G);
+    map(address + 4096, second, P | W | G);
+    invlpg((void *)address);
+    invlpg((void *)(address + 4096));
+}
+
+/* Its immediate begins in frame_a and goes on in the second page; another instruction leads there. */
+static void across(void)
+{
+    static const uint8_t xor_ecx[] = {0x31, 0xc9};
+    uint64_t at = V + 4092, at2 = V2 + 4092;
+    memcpy(frame_a + 4092, xor_ecx, sizeof xor_ecx);
+    put_return(frame_a + 4094, 0x0201);
+    memcpy(frame_b + 4096, frame_a + 4096, 16);
+    frame_b[4096] = 3;
+    write_cr4(read_cr4() | 0x80);
+    bool good = true;
+    for (unsigned i = 0; i < 8; i++) {
+        map_pair(V, i & 1 ? frame_b + 4096 : frame_a + 4096);
+        good &= always(at, i & 1 ? 0x0301 : 0x0201);
+    }
+    check(good, "an instruction on two pages, another second frame");
+    frame_b[4096] = 4;
+    check(always(at, 0x0401), "its part in the second page is written");
+    map_pair(V2, frame_a + 4096);
+    for (unsigned i = 0; i < HOT; i++)
+        good &= call(at) == 0x0401 && call(at2) == 0x0201;
+    check(good, "its first page at two addresses, with other second pages");
+    map(V + 4096, frame_b + 4096, 0);
+    invlpg((void *)(V + 4096));
+    flat_try(do_call, (void *)at);
+    print_fault("its second page is not present");
+    map_pair(V, frame_b + 4096);
+    check(always(at, 0x0401), "and present again");
+    write_cr4(read_cr4() & ~0x80ull);
+    map(V, frame_a, P | W);
+    flush_pge();
+}
+
 /* --- permissions --- */
 
 static void execute_permission(void)
@@ -478,6 +521,7 @@ void guest_main(void)
     remapping();
     under_itself();
     aliases();
+    across();
     execute_permission();
     nxe();
     write_permission();
