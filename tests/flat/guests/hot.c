@@ -189,7 +189,8 @@ static void map_pair(uint64_t address, const uint8_t *second)
     invlpg((void *)(address + 4096));
 }
 
-/* Its immediate begins in frame_a and goes on in the second page; another instruction leads there. */
+/* Its immediate begins in frame_a and goes on in the second page; another instruction leads there.
+ */
 static void across(void)
 {
     static const uint8_t xor_ecx[] = {0x31, 0xc9};
