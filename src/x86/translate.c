@@ -367,15 +367,29 @@ static void emit_group_miss(struct x86_translation *t, const struct x86_slow *sl
     const struct x86_source *s = &t->tr->source[slow->index];
     const struct x86_group *group = &t->tr->group[s->group - 1];
 
+    struct x86_encoding test = {.opcode = 0xf7, .w = true};
+    struct x86_rm t1 = x86_rm_reg(T1);
+    uint16_t span = (uint16_t)(group->max - group->min);
+
+    /* A range that crosses a page: straight on to the plain unit, once there is one. */
+    x86_emit_lea(&t->e, T1, x86_rm_mem(T0, span - 1));
+    x86_emit_alu(&t->e, ALU_XOR, T1, x86_rm_reg(T0));
+    x86_emit_op(&t->e, &test, 0, &t1);
+    x86_emit_32(&t->e, -(uint32_t)PAGE_SIZE);
+    uint8_t *plain = x86_emit_jcc(&t->e, COND_NE);
+    if (!t->e.full)
+        x86_emit_link(plain, t->e.at);
     emit_call_routine(&t->e, routines(t)->group);
     struct x86_site site = {
         .kind = SITE_GROUP,
         .offset = (int16_t)s->offset,
         .link = (int32_t)(slow->resume - t->e.at),
-        .span = (uint16_t)(group->max - group->min),
-        .write = group->write,
+        .unit = t->unit,
     };
+    struct x86_group_site range = {
+        .plain = (int32_t)(plain - t->e.at), .span = span, .write = group->write};
     emit_site(&t->e, &site);
+    x86_emit_bytes(&t->e, &range, sizeof range);
 }
 
 static void emit_slow(struct x86_translation *t)

@@ -159,15 +159,18 @@ struct __attribute__((packed)) x86_site {
     int32_t link;   /* from here to the jump's distance, or to where to go on */
     union {
         const struct x86_insn *insn; /* SITE_CALL */
-        struct x86_unit *unit;       /* SITE_LINK: that one */
-        struct {
-            uint16_t span; /* SITE_GROUP: bytes at RAX */
-            bool write;
-        };
+        struct x86_unit *unit;       /* SITE_LINK, SITE_GROUP: that one */
         struct {
             uint8_t page, jump; /* SITE_FAR: from its key to the other fields of struct x86_far */
         };
     };
+};
+
+/* Follows the site of a SITE_GROUP. */
+struct __attribute__((packed)) x86_group_site {
+    int32_t plain; /* from the site to the distance of the jump for ranges that cross a page */
+    uint16_t span; /* bytes at RAX */
+    bool write;
 };
 
 enum x86_site_kind { SITE_CALL, SITE_RESUME, SITE_LINK, SITE_LOOKUP, SITE_FAR, SITE_GROUP };

@@ -197,13 +197,15 @@ static const uint8_t *run_handler(struct x86_cpu *cpu)
 static const uint8_t *fill_group(struct x86_cpu *cpu)
 {
     struct x86_site site;
+    struct x86_group_site range;
     memcpy(&site, cpu->host.site, sizeof site);
+    memcpy(&range, cpu->host.site + sizeof site, sizeof range);
     uint64_t la = cpu->host.temp;
     /* A walk through tables in a device may have taken what other groups of the unit hold. */
     uint64_t revocations = cpu->tlb_revocations;
 
     cpu->s.rip = cpu->host.page_base + (uint64_t)(int64_t)site.offset;
-    if (((la ^ (la + site.span - 1)) & PAGE_MASK) == 0 && x86_tlb_prepare(cpu, la, site.write) &&
+    if (((la ^ (la + range.span - 1)) & PAGE_MASK) == 0 && x86_tlb_prepare(cpu, la, range.write) &&
         likely(cpu->tlb_revocations == revocations))
         return cpu->host.site + site.link;
     cpu->host.plain = true;
@@ -448,35 +450,71 @@ bool x86_routines_make(struct x86_translator *tr)
 
 typedef void enter_code(struct x86_cpu *cpu, const uint8_t *where);
 
+/* What can be linked: the jump whose distance lies so far from the site. */
+static void note_link(struct x86_unit_exit *out, struct x86_translator *tr,
+                      const struct x86_cpu *cpu, int32_t distance)
+{
+    struct x86_site site;
+
+    memcpy(&site, cpu->host.site, sizeof site);
+    out->link = x86_writable(tr, cpu->host.site) + distance;
+    out->host_flags = site.host_flags;
+    out->from = site.unit;
+    out->mode = cpu->host.mode;
+}
+
+static void note_far(struct x86_unit_exit *out, struct x86_translator *tr,
+                     const struct x86_cpu *cpu)
+{
+    struct x86_site site;
+
+    memcpy(&site, cpu->host.site, sizeof site);
+    uint8_t *key = x86_writable(tr, cpu->host.site) + site.link;
+    out->far = (struct x86_far) {key, key + site.page, key + site.jump};
+    out->key = cpu->host.jump_now;
+    out->page_base = cpu->host.page_base;
+}
+
+static void describe_exit(struct x86_translator *tr, struct x86_cpu *cpu, struct x86_unit_exit *out)
+{
+    struct x86_site site;
+    struct x86_group_site range;
+
+    *out = (struct x86_unit_exit) {.plain = cpu->host.plain};
+    cpu->host.plain = false;
+    memcpy(&site, cpu->host.site, sizeof site);
+    switch ((enum x86_site_kind)site.kind) {
+    case SITE_LINK:
+        note_link(out, tr, cpu, site.link);
+        cpu->s.rip = cpu->host.page_base + (uint64_t)(int64_t)site.offset;
+        break;
+    case SITE_RESUME:
+        cpu->s.rip = cpu->host.page_base + (uint64_t)(int64_t)site.offset;
+        break;
+    case SITE_GROUP:
+        memcpy(&range, cpu->host.site + sizeof site, sizeof range);
+        note_link(out, tr, cpu, range.plain);
+        break;
+    case SITE_FAR:
+        note_far(out, tr, cpu);
+        out->lookup = true;
+        break;
+    case SITE_LOOKUP:
+    case SITE_CALL:
+        out->lookup = true;
+        break;
+    }
+}
+
 void x86_unit_run(struct x86_translator *tr, struct x86_cpu *cpu, const struct x86_unit *unit,
                   struct x86_unit_exit *out)
 {
     const struct x86_routines *r = &tr->routines[x86_mode_vector(unit->mode)];
-    struct x86_site site;
 
     cpu->host.flags = (uint16_t)flags_split(cpu->s.rflags);
     cpu->host.mode = unit->mode;
     cpu->host.translator = tr;
     ((enter_code *)(uintptr_t)r->enter)(cpu, unit->enter);
     cpu->s.rflags = flags_join(cpu->s.rflags, cpu->host.flags);
-
-    *out = (struct x86_unit_exit) {0};
-    memcpy(&site, cpu->host.site, sizeof site);
-    if (site.kind == SITE_RESUME || site.kind == SITE_LINK)
-        cpu->s.rip = cpu->host.page_base + (uint64_t)(int64_t)site.offset;
-    if (site.kind == SITE_LINK) {
-        out->link = x86_writable(tr, cpu->host.site) + site.link;
-        out->host_flags = site.host_flags;
-        out->from = site.unit;
-        out->mode = cpu->host.mode;
-    }
-    if (site.kind == SITE_FAR && !tr->config.alone) {
-        uint8_t *key = x86_writable(tr, cpu->host.site) + site.link;
-        out->far = (struct x86_far) {key, key + site.page, key + site.jump};
-        out->key = cpu->host.jump_now;
-        out->page_base = cpu->host.page_base;
-    }
-    out->lookup = site.kind == SITE_LOOKUP || site.kind == SITE_FAR || site.kind == SITE_CALL;
-    out->plain = cpu->host.plain;
-    cpu->host.plain = false;
+    describe_exit(tr, cpu, out);
 }
