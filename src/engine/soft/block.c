@@ -12,7 +12,7 @@
 #include "x86/mem.h"
 
 /* About ten thousand blocks. What boots decodes twenty times as many, but few of them twice. */
-#define ARENA_SIZE (4u << 20)
+#define ARENA_SIZE (16u << 20)
 #define BLOCK_BITS 14u
 #define UNIT_BITS  12u
 
