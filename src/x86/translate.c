@@ -68,7 +68,7 @@ size_t x86_translator_used(const struct x86_translator *tr)
 
 /* --- scanning --- */
 
-static bool ends_unit(const struct x86_source *s)
+bool x86_ends_unit(const struct x86_source *s)
 {
     switch (s->kind) {
     case KIND_JMP:
@@ -84,8 +84,7 @@ static bool ends_unit(const struct x86_source *s)
     }
 }
 
-/* Goes elsewhere without having looked for attention. */
-static bool jumps_in_unit(const struct x86_source *s)
+bool x86_jumps_in_unit(const struct x86_source *s)
 {
     return s->kind == KIND_JCC || s->kind == KIND_LOOP || s->kind == KIND_JMP ||
            s->kind == KIND_CALL;
@@ -104,29 +103,11 @@ static bool scan_one(struct x86_translator *tr, const struct x86_unit_code *code
     s->bytes = from.bytes;
     s->offset = (uint16_t)(tr->page_offset + tr->bytes);
     x86_source_classify(s, mode);
-    if (tr->count && s[-1].kind == KIND_STI && jumps_in_unit(s))
+    if (tr->count && s[-1].kind == KIND_STI && x86_jumps_in_unit(s))
         return false; /* STI is the last one then */
     tr->bytes += s->insn.length;
     tr->count++;
     return true;
-}
-
-/* Which flags may be looked at after each instruction. Behind the unit: all. */
-static void find_live_flags(struct x86_translator *tr)
-{
-    uint32_t live = FLAGS_ALL;
-
-    for (unsigned i = tr->count; i-- > 0;) {
-        struct x86_source *s = &tr->source[i];
-        bool leaves = jumps_in_unit(s) || ends_unit(s);
-        if (leaves || (i && tr->source[i - 1].kind == KIND_STI))
-            live = FLAGS_ALL;
-        s->live_after = live;
-        s->flags_read |= s->flags_undefined & live;
-        live = (live & ~s->flags_written) | s->flags_read;
-        if (s->faults)
-            live = FLAGS_ALL;
-    }
 }
 
 /* A place in the unit's insn[] for each instruction that may need its handler. */
@@ -144,7 +125,7 @@ static bool goes_on(const struct x86_translator *tr, const struct x86_unit_code 
 {
     const struct x86_source *last = &tr->source[tr->count - 1];
 
-    if (ends_unit(last) || code->crosses)
+    if (x86_ends_unit(last) || code->crosses)
         return false;
     if (last->kind != KIND_JCC && last->kind != KIND_LOOP)
         return true;
@@ -167,59 +148,13 @@ unsigned x86_translate_scan(struct x86_translator *tr, const struct x86_unit_cod
         mode = x86_mode_behind(&tr->source[tr->count - 1], mode);
     x86_groups_form(tr);
     choose_kept(tr);
-    find_live_flags(tr);
+    x86_flags_find_live(tr);
     return tr->bytes;
 }
 
 size_t x86_unit_size(const struct x86_translator *tr)
 {
     return sizeof(struct x86_unit) + tr->kept * sizeof(struct x86_insn);
-}
-
-/* --- flags --- */
-
-/* lahf; seto al; mov [flags], ax */
-static void emit_flags_save(struct x86_emit *e)
-{
-    static const uint8_t lahf_seto[] = {0x9f, 0x0f, 0x90, 0xc0};
-    struct x86_encoding store = {.opcode = 0x89, .operand16 = true};
-    struct x86_rm slot = x86_cpu_field(CPU_OFFSET(host.flags));
-
-    x86_emit_bytes(e, lahf_seto, sizeof lahf_seto);
-    x86_emit_op(e, &store, T0, &slot);
-}
-
-/* movzx eax, word [flags]; add al, 0x7f; sahf: the addition overflows when AL is 1 */
-static void emit_flags_load(struct x86_emit *e)
-{
-    static const uint8_t add_sahf[] = {0x04, 0x7f, 0x9e};
-    struct x86_encoding load = {.opcode = 0xb7, .map = 1};
-    struct x86_rm slot = x86_cpu_field(CPU_OFFSET(host.flags));
-
-    x86_emit_op(e, &load, T0, &slot);
-    x86_emit_bytes(e, add_sahf, sizeof add_sahf);
-}
-
-/* Flags that matter before the present instruction. */
-static bool flags_are_live(const struct x86_translation *t)
-{
-    const struct x86_source *s = t->source;
-    return s->faults || s->flags_read || (s->live_after & ~s->flags_written);
-}
-
-void x86_flags_spill(struct x86_translation *t)
-{
-    if (t->flags == FLAGS_HOST && flags_are_live(t))
-        emit_flags_save(&t->e);
-    t->flags = FLAGS_MEMORY;
-}
-
-void x86_flags_want(struct x86_translation *t)
-{
-    if (t->flags == FLAGS_MEMORY) {
-        emit_flags_load(&t->e);
-        t->flags = FLAGS_BOTH;
-    }
 }
 
 /* --- ways out --- */
@@ -276,7 +211,9 @@ void x86_slow_path(struct x86_translation *t, uint8_t *link)
         t->e.full = true;
         return;
     }
-    t->slow[t->slow_count++] = (struct x86_slow) {.link = link, .index = (uint16_t)t->index};
+    t->slow[t->slow_count++] = (struct x86_slow) {
+        .link = link, .index = (uint16_t)t->index, .remake = t->flags == FLAGS_NOWHERE};
+    t->slow[t->slow_count - 1].maker = t->flags_maker;
 }
 
 void x86_group_miss(struct x86_translation *t, uint8_t *link, const uint8_t *retry)
@@ -369,8 +306,14 @@ static void emit_group_miss(struct x86_translation *t, const struct x86_slow *sl
 
     struct x86_encoding test = {.opcode = 0xf7, .w = true};
     struct x86_rm t1 = x86_rm_reg(T1);
+    struct x86_rm start = x86_cpu_field(CPU_OFFSET(host.temp));
     uint16_t span = (uint16_t)(group->max - group->min);
 
+    if (slow->remake) {
+        x86_emit_store(&t->e, start, T0);
+        x86_emit_flags_remade(t, slow->maker);
+        x86_emit_load(&t->e, T0, start);
+    }
     /* A range that crosses a page: straight on to the plain unit, once there is one. */
     x86_emit_lea(&t->e, T1, x86_rm_mem(T0, span - 1));
     x86_emit_alu(&t->e, ALU_XOR, T1, x86_rm_reg(T0));
@@ -405,6 +348,8 @@ static void emit_slow(struct x86_translation *t)
         /* Probes of one instruction share what comes out of line. */
         while (i + 1 < t->slow_count && t->slow[i + 1].index == s->index && !t->slow[i + 1].group)
             x86_emit_link(t->slow[++i].link, here);
+        if (s->remake)
+            x86_emit_flags_remade(t, s->maker);
         emit_handler_call(t, s->index, s->resume);
     }
 }
@@ -415,7 +360,7 @@ static void emit_ways_out(struct x86_translation *t)
         const struct x86_way_out *out = &t->out[i];
         x86_emit_link(out->link, t->e.at);
         if (out->host_flags)
-            emit_flags_save(&t->e);
+            x86_emit_flags_save(&t->e);
         emit_call_routine(&t->e, routines(t)->leave);
         struct x86_site site = {
             .kind = out->may_link ? SITE_LINK : SITE_RESUME,
@@ -461,10 +406,11 @@ static void emit_entries(struct x86_translation *t)
     uint8_t *to_body = NULL;
 
     t->flags = first_flags_state(t->tr);
+    t->flags_maker = FLAGS_NO_MAKER;
     t->unit->prefers_host_flags = t->flags == FLAGS_HOST;
     if (t->flags == FLAGS_MEMORY) {
         t->unit->chain[1] = e->at;
-        emit_flags_save(e);
+        x86_emit_flags_save(e);
         to_body = x86_emit_jmp(e);
     }
     t->unit->enter = x86_executable(t->tr, e->at);
@@ -472,7 +418,7 @@ static void emit_entries(struct x86_translation *t)
     x86_emit_store(e, x86_cpu_field(CPU_OFFSET(host.page_base)), T0);
     t->unit->chain[0] = e->at;
     if (t->flags == FLAGS_HOST && !dead)
-        emit_flags_load(e);
+        x86_emit_flags_load(e);
     else if (t->flags == FLAGS_HOST)
         x86_emit_bytes(e, nop5, sizeof nop5); /* the two ways in are apart, see x86_unit_drop */
     t->body = e->at;
@@ -634,7 +580,7 @@ bool x86_unit_drop(struct x86_translator *tr, struct x86_unit *unit)
     emit_call_routine(&e, r->leave_rip);
     emit_site(&e, &(struct x86_site) {.kind = SITE_LOOKUP});
     uint8_t *with_host_flags = e.at;
-    emit_flags_save(&e);
+    x86_emit_flags_save(&e);
     uint8_t *with_flags = e.at;
     emit_call_routine(&e, r->leave);
     emit_site(&e, &site);

@@ -348,7 +348,7 @@ struct x86_rm x86_emit_memory(struct x86_translation *t, bool aligned)
     const struct x86_source *s = t->source;
 
     if (!s->group || is_leader(t) || aligned)
-        x86_flags_spill(t);
+        x86_flags_lose(t);
     const uint8_t *retry = t->e.at;
     if (!s->group) {
         unsigned la = x86_emit_address(t, &s->mem->mem);
@@ -369,7 +369,7 @@ struct x86_rm x86_emit_stack(struct x86_translation *t, unsigned gpr, int offset
 
     if (s->group && !is_leader(t))
         return emit_member(t);
-    x86_flags_spill(t);
+    x86_flags_lose(t);
     const uint8_t *retry = t->e.at;
     if (offset) {
         x86_emit_lea(&t->e, T0, x86_rm_mem(la, offset));

@@ -105,7 +105,9 @@ enum x86_flags_state {
     FLAGS_HOST = 1, /* in the host's */
     FLAGS_MEMORY = 2,
     FLAGS_BOTH = 3,
+    FLAGS_NOWHERE = 4, /* to be made again by whoever needs them, see translate_flags.c */
 };
+#define FLAGS_NO_MAKER 0xffu
 
 /* Memory operands that share a probe. Offsets count from where their registers point at first. */
 #define X86_GROUPS_MAX 16
@@ -121,6 +123,8 @@ struct x86_slow {
     const uint8_t *resume;
     uint16_t index; /* of the instruction */
     bool group;     /* a group's probe; resume: tries again */
+    bool remake;    /* flags were FLAGS_NOWHERE */
+    uint8_t maker;
 };
 
 #define SLOW_MAX  (X86_UNIT_INSNS_MAX * 6) /* REP MOVS has so many */
@@ -140,7 +144,9 @@ struct x86_translation {
     struct x86_unit *unit;
     struct x86_source *source; /* of the present instruction */
     unsigned index;
-    uint8_t flags;    /* enum x86_flags_state */
+    uint8_t flags; /* enum x86_flags_state */
+    uint8_t
+        flags_maker;  /* the instruction that has left all of them in the host, or FLAGS_NO_MAKER */
     uint8_t mode;     /* the unit's, until STAC or CLAC changes it */
     uint8_t t1_group; /* T1 holds the start of that group (1 + index), or 0 */
     bool ended;       /* the present instruction does not go on to the next */
@@ -231,7 +237,22 @@ static inline bool x86_mode_vector(uint8_t mode)
 
 /* --- translate.c --- */
 
-/* Host flags are about to be lost: saves them if somebody may still look. Uses T0. */
+bool x86_ends_unit(const struct x86_source *s);
+/* Goes elsewhere without having looked for attention. */
+bool x86_jumps_in_unit(const struct x86_source *s);
+
+/* --- translate_flags.c --- */
+
+/* Which flags may be looked at after each instruction. */
+void x86_flags_find_live(struct x86_translator *tr);
+void x86_emit_flags_save(struct x86_emit *e); /* to memory; uses T0 */
+void x86_emit_flags_load(struct x86_emit *e);
+/* To memory, for a slow path of an instruction that began with FLAGS_NOWHERE. Uses T0. */
+void x86_emit_flags_remade(struct x86_translation *t, unsigned maker);
+/* Host flags are about to be lost: sees that they can be had if somebody may still look. Uses T0.
+ */
+void x86_flags_lose(struct x86_translation *t);
+/* The same, and they are in memory then: for who leaves the unit or calls a handler. Uses T0. */
 void x86_flags_spill(struct x86_translation *t);
 /* The instruction needs the guest's flags in the host's. Uses T0. */
 void x86_flags_want(struct x86_translation *t);
@@ -245,7 +266,10 @@ static inline bool x86_wants_flags(const struct x86_source *s)
 static inline void x86_flags_changed(struct x86_translation *t)
 {
     t->flags = FLAGS_HOST;
+    t->flags_maker = (uint8_t)t->index;
 }
+
+/* --- translate.c --- */
 
 /* Calls the interpreter's handler, in line. */
 void x86_translate_by_handler(struct x86_translation *t);
