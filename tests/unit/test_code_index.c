@@ -9,7 +9,8 @@
 
 struct fixture {
     struct code_index index;
-    struct code code[COUNT];
+    struct code unused; /* the arena's first grains */
+    struct code code[COUNT], extra;
     uint64_t key[COUNT]; /* as entered; code.key when it has been dropped */
     unsigned dropped;
 };
@@ -23,9 +24,12 @@ static uint64_t key_of(unsigned i)
 
 static void add_all(struct fixture *f)
 {
-    assert_int_equal(code_index_create(&f->index, 2), 0);
+    uint8_t *arena = (uint8_t *)&f->unused;
+    size_t units = (size_t)((uint8_t *)&f->code[COUNT / 2] - arena);
+    assert_int_equal(code_index_create(&f->index, 2, arena, units), 0);
     for (unsigned i = 0; i < COUNT; i++) {
-        f->key[i] = f->code[i].key = key_of(i);
+        f->key[i] = key_of(i);
+        f->code[i] = (struct code) {.key = f->key[i], .tail = CODE_NO_TAIL};
         assert_true(code_index_add(&f->index, &f->code[i]));
     }
 }
@@ -82,15 +86,35 @@ static void test_dropping_takes_one_page(void **state)
     code_index_destroy(&f.index);
 }
 
-static void test_clear_forgets_all(void **state)
+static void test_a_second_page_drops_too(void **state)
+{
+    static struct fixture f;
+    uint64_t page = 0x123456000;
+
+    add_all(&f);
+    f.extra = (struct code) {.key = code_key(page - 4096 + 4094, 8), .tail = page};
+    assert_true(code_index_add(&f.index, &f.extra));
+    code_index_drop_page(&f.index, page, count_dropped, &f);
+    assert_int_equal(f.dropped, 1);
+    assert_int_equal(f.extra.key, CODE_DEAD);
+    check_all(&f);
+    code_index_drop_page(&f.index, page - 4096, count_dropped, &f);
+    assert_int_equal(f.dropped, 1);
+    code_index_destroy(&f.index);
+}
+
+static void test_clear_forgets_one_kind(void **state)
 {
     static struct fixture f;
     add_all(&f);
-    code_index_clear(&f.index);
+    code_index_clear(&f.index, CODE_BLOCK);
     for (unsigned i = 0; i < COUNT; i++)
-        assert_null(code_index_find(&f.index, f.key[i]));
+        assert_ptr_equal(code_index_find(&f.index, f.key[i]), i < COUNT / 2 ? NULL : &f.code[i]);
     code_index_drop_page(&f.index, 0, count_dropped, &f);
     assert_int_equal(f.dropped, 0);
+    code_index_clear(&f.index, CODE_UNIT);
+    assert_int_equal(f.index.used, 0);
+    assert_null(code_index_find(&f.index, f.key[COUNT - 1]));
     code_index_destroy(&f.index);
 }
 
@@ -100,7 +124,8 @@ int main(void)
         cmocka_unit_test(test_entries_survive_growth),
         cmocka_unit_test(test_removal_leaves_the_others),
         cmocka_unit_test(test_dropping_takes_one_page),
-        cmocka_unit_test(test_clear_forgets_all),
+        cmocka_unit_test(test_a_second_page_drops_too),
+        cmocka_unit_test(test_clear_forgets_one_kind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,36 +11,25 @@
 #include "engine/soft/soft_int.h"
 #include "x86/mem.h"
 
-/* About ten thousand blocks. What boots decodes twenty times as many, but few of them twice. */
-#define ARENA_SIZE (16u << 20)
-#define BLOCK_BITS 14u
-#define UNIT_BITS  12u
+/* Some forty thousand blocks. What boots decodes several times as many, but few of them twice. */
+#define BLOCKS_SIZE (8u << 20)
+#define INDEX_BITS  14u
 
 /* Bytes looked at for one block. */
 #define WINDOW 256u
 
 /* --- the tables --- */
 
-/* Touched as it fills, so a small guest costs little. */
-static uint8_t *map_arena(size_t size)
-{
-    void *arena = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return arena == MAP_FAILED ? NULL : arena;
-}
-
 int block_cache_create(struct block_cache *cache, size_t unit_size)
 {
     memset(cache, 0, sizeof *cache);
-    cache->hot = BLOCK_HOT;
-    cache->unit_size = unit_size;
-    cache->arena = map_arena(ARENA_SIZE);
-    cache->unit_arena = map_arena(unit_size);
-    int error = cache->arena && cache->unit_arena ? 0 : -ENOMEM;
-    if (!error)
-        error = code_index_create(&cache->blocks, BLOCK_BITS);
-    if (!error)
-        error = code_index_create(&cache->units, UNIT_BITS);
+    void *arena = mmap(NULL, BLOCKS_SIZE + unit_size, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (arena == MAP_FAILED)
+        return -ENOMEM;
+    *cache = (struct block_cache) {.arena = arena, .unit_size = unit_size, .hot = BLOCK_HOT};
+    cache->used = CODE_GRAIN;
+    int error = code_index_create(&cache->index, INDEX_BITS, arena, BLOCKS_SIZE);
     if (error)
         block_cache_destroy(cache);
     return error;
@@ -49,11 +38,8 @@ int block_cache_create(struct block_cache *cache, size_t unit_size)
 void block_cache_destroy(struct block_cache *cache)
 {
     if (cache->arena)
-        munmap(cache->arena, ARENA_SIZE);
-    if (cache->unit_arena)
-        munmap(cache->unit_arena, cache->unit_size);
-    code_index_destroy(&cache->blocks);
-    code_index_destroy(&cache->units);
+        munmap(cache->arena, BLOCKS_SIZE + cache->unit_size);
+    code_index_destroy(&cache->index);
     memset(cache, 0, sizeof *cache);
 }
 
@@ -66,14 +52,14 @@ void block_cache_set_translator(struct block_cache *cache, struct x86_translator
 
 static void clear_blocks(struct block_cache *cache)
 {
-    code_index_clear(&cache->blocks);
-    cache->used = 0;
+    code_index_clear(&cache->index, CODE_BLOCK);
+    cache->used = CODE_GRAIN;
     cache->decodes++;
 }
 
 void block_cache_clear_units(struct block_cache *cache)
 {
-    code_index_clear(&cache->units);
+    code_index_clear(&cache->index, CODE_UNIT);
     cache->unit_used = 0;
     cache->full = false;
     cache->clears++;
@@ -89,15 +75,13 @@ void block_cache_clear(struct block_cache *cache)
 
 /* --- dropping --- */
 
-static void block_dropped(void *context, struct code *code)
-{
-}
-
-static void unit_dropped(void *context, struct code *code)
+static void dropped(void *context, struct code *code)
 {
     struct block_cache *cache = context;
     struct translation *translation = (struct translation *)code;
 
+    if (code_index_kind(&cache->index, code) == CODE_BLOCK)
+        return;
     cache->units_dropped++;
     if (!x86_unit_drop(cache->translator, &translation->unit))
         cache->full = true;
@@ -105,8 +89,7 @@ static void unit_dropped(void *context, struct code *code)
 
 void block_cache_drop_page(struct block_cache *cache, uint64_t page)
 {
-    code_index_drop_page(&cache->blocks, page, block_dropped, cache);
-    code_index_drop_page(&cache->units, page, unit_dropped, cache);
+    code_index_drop_page(&cache->index, page, dropped, cache);
 }
 
 /* --- decoding --- */
@@ -115,16 +98,16 @@ void block_cache_drop_page(struct block_cache *cache, uint64_t page)
 static struct block *reserve(struct block_cache *cache)
 {
     size_t need = sizeof(struct block) + BLOCK_INSNS_MAX * sizeof(struct x86_insn);
-    if (cache->used + need > ARENA_SIZE)
+    if (cache->used + need > BLOCKS_SIZE)
         clear_blocks(cache);
     return (struct block *)(void *)(cache->arena + cache->used);
 }
 
 static bool keep(struct block_cache *cache, struct block *block)
 {
-    if (!code_index_add(&cache->blocks, &block->code))
+    if (!code_index_add(&cache->index, &block->code))
         return false;
-    cache->used += align_up(sizeof *block + block->count * sizeof block->insn[0], 16);
+    cache->used += align_up(sizeof *block + block->count * sizeof block->insn[0], CODE_GRAIN);
     cache->decoded += block->count;
     return true;
 }
@@ -254,20 +237,24 @@ static struct translation *keep_unit(struct engine_vcpu *vcpu, const struct bloc
 {
     struct block_cache *cache = &vcpu->cache;
     size_t size = offsetof(struct translation, unit) + x86_unit_size(vcpu->translator);
-    struct translation *made = (struct translation *)(void *)(cache->unit_arena + cache->unit_used);
+    struct translation *made =
+        (struct translation *)(void *)(cache->arena + BLOCKS_SIZE + cache->unit_used);
+    struct code *block = code_index_find(&cache->index, place->key);
 
     if (cache->unit_used + size > cache->unit_size ||
         !x86_unit_make(vcpu->translator, &made->unit)) {
         cache->full = true;
         return NULL;
     }
+    if (block)
+        code_index_remove(&cache->index, block); /* links to it fail, too */
     made->code = (struct code) {.key = place->key, .tail = tail};
-    if (!code_index_add(&cache->units, &made->code)) {
+    if (!code_index_add(&cache->index, &made->code)) {
         cache->full = true;
         return NULL;
     }
     made->unit.page = code_address(place->key) & PAGE_MASK;
-    cache->unit_used += align_up(size, 16);
+    cache->unit_used += align_up(size, CODE_GRAIN);
     cache->units_made++;
     cache->translated += made->unit.count;
     return made;
@@ -344,15 +331,13 @@ static bool can_translate(const struct engine_vcpu *vcpu, const struct block *bl
            x86_unit_mode(&vcpu->cpu) == BLOCK_UNIT_MODE(mode);
 }
 
-/* A unit that reaches into a second page may be there already, but of another second page. */
 static struct translation *translate_hot(struct engine_vcpu *vcpu, const struct block *block,
                                          const struct block_place *place)
 {
     if (!can_translate(vcpu, block))
         return NULL;
-    if (block->code.tail == CODE_NO_TAIL)
-        return translate(vcpu, place);
-    return block_find_unit(&vcpu->cache, place->key) ? NULL : translate_across(vcpu, place);
+    return block->code.tail == CODE_NO_TAIL ? translate(vcpu, place)
+                                            : translate_across(vcpu, place);
 }
 
 struct translation *block_heat_up(struct engine_vcpu *vcpu, struct block *block,
@@ -365,9 +350,7 @@ struct translation *block_heat_up(struct engine_vcpu *vcpu, struct block *block,
         return NULL;
     *heat = 0;
     struct translation *made = translate_hot(vcpu, block, place);
-    if (made)
-        code_index_remove(&cache->blocks, &block->code); /* links to it fail, too */
-    else if (!cache->full)
+    if (!made && !cache->full)
         block->never = true;
     return made;
 }

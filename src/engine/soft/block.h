@@ -3,9 +3,9 @@
  * of host code that take the place of blocks which have run often. Only the vCPU's own thread uses
  * them.
  *
- * Blocks lie in a small arena that is emptied whole when it is full: those still in use are decoded
- * again. Units stay until the code memory is full; then they all go. Dropped blocks and units
- * stay readable until then: the one that runs may drop itself.
+ * Blocks lie in a small part of the arena that is emptied whole when it is full: those still in use
+ * are decoded again. Units stay until the code memory is full; then they all go. Dropped blocks and
+ * units stay readable until then: the one that runs may drop itself.
  */
 #ifndef PARAT_ENGINE_SOFT_BLOCK_H
 #define PARAT_ENGINE_SOFT_BLOCK_H
@@ -48,13 +48,11 @@ struct translation {
 #define BLOCK_HEAT_BITS 16u
 
 struct block_cache {
-    struct code_index blocks;
-    uint8_t *arena;
-    size_t used;
+    struct code_index index;
+    uint8_t *arena; /* blocks, and behind them units; touched as it fills */
+    size_t used;    /* of the blocks' part */
     uint8_t heat[1u << BLOCK_HEAT_BITS];
 
-    struct code_index units;
-    uint8_t *unit_arena;
     size_t unit_size, unit_used;
     struct x86_translator *translator; /* may be NULL */
     struct x86_cpu *cpu;
@@ -108,12 +106,9 @@ struct block_place {
 
 static inline struct translation *block_find_unit(const struct block_cache *cache, uint64_t key)
 {
-    return (struct translation *)code_index_find(&cache->units, key);
-}
-
-static inline struct block *block_find(const struct block_cache *cache, uint64_t key)
-{
-    return (struct block *)code_index_find(&cache->blocks, key);
+    struct code *code = code_index_find(&cache->index, key);
+    return code && code_index_kind(&cache->index, code) == CODE_UNIT ? (struct translation *)code
+                                                                     : NULL;
 }
 
 /*

@@ -62,6 +62,12 @@ static inline bool may_enter(struct engine_vcpu *vcpu, const struct translation 
             x86_unit_admit(vcpu->translator, &vcpu->cpu, &translation->unit));
 }
 
+/* One instruction is to run alone, not from a unit, which may be there, too. */
+static void choose_single(struct block_place *place)
+{
+    place->key = code_key(code_address(place->key), code_mode(place->key) | BLOCK_SHADOW);
+}
+
 /* What is to run next: one of both. */
 struct found {
     struct translation *translation;
@@ -85,13 +91,20 @@ static inline bool find(struct engine_vcpu *vcpu, struct block *previous,
             return may_run(&vcpu->cpu, out->block, place->la);
         }
     }
-    out->translation = block_find_unit(cache, place->key);
-    if (likely(out->translation)) {
-        if (may_enter(vcpu, out->translation, place->la))
+    struct code *code = code_index_find(&cache->index, place->key);
+    struct block_place single;
+    if (code && code_index_kind(&cache->index, code) == CODE_UNIT) {
+        out->translation = (struct translation *)code;
+        if (likely(may_enter(vcpu, out->translation, place->la)))
             return true;
         out->translation = NULL;
+        single = *place;
+        choose_single(&single);
+        place = &single;
+        code = code_index_find(&cache->index, place->key);
+        link = NULL;
     }
-    out->block = block_find(cache, place->key);
+    out->block = (struct block *)code;
     if (unlikely(!out->block)) {
         uint64_t decodes = cache->decodes;
         out->block = block_make(vcpu, place);
@@ -153,12 +166,6 @@ static void run_unit(struct engine_vcpu *vcpu, const struct x86_unit *unit,
 static inline bool is_posted(const struct engine_vcpu *vcpu)
 {
     return unlikely(atomic_load_explicit(&vcpu->posted, memory_order_acquire));
-}
-
-/* One instruction is to run alone, not from a unit, which may be there, too. */
-static void choose_single(struct block_place *place)
-{
-    place->key = code_key(code_address(place->key), code_mode(place->key) | BLOCK_SHADOW);
 }
 
 /* So it is after STI and MOV SS. */
