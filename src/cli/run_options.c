@@ -394,7 +394,7 @@ static const struct option table[] = {
      "Options of soft:\n"
      "mode=translate|interpret|lockstep   how code is run;\n"
      "             lockstep checks one by the other\n"
-     "code-cache=SIZE   of each CPU, 1M to 1G (32M)",
+     "code-cache=SIZE   of each CPU, 1M to 1G (64M)",
      false, parse_engine},
     {"cpus", "N", "number of CPUs, 1 to 64 (default: 1)", false, parse_cpus},
     {"memory", "SIZE", "RAM, with K, M or G (default: 512M)", false, parse_memory},

@@ -49,7 +49,7 @@ enum engine_code_mode {
     ENGINE_CODE_INTERPRET, /* one after the other */
     ENGINE_CODE_LOCKSTEP,  /* both; a difference ends the VM with VM_EXIT_ERROR. Slow, a test. */
 };
-#define ENGINE_CODE_CACHE_DEFAULT (32ull << 20)
+#define ENGINE_CODE_CACHE_DEFAULT (64ull << 20)
 #define ENGINE_CODE_CACHE_MIN     (1ull << 20)
 #define ENGINE_CODE_CACHE_MAX     (1ull << 30)
 
