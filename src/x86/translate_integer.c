@@ -218,6 +218,14 @@ static unsigned opcode_gpr(const struct x86_source *s)
     return (s->z.opcode & 7u) | b << 3;
 }
 
+/* PUSH and POP have forms with ModRM, too. */
+static unsigned operand_gpr(const struct x86_source *s)
+{
+    unsigned gpr = 0, size;
+    (void)x86_gpr_of(s->op[0].reg.value, &gpr, &size);
+    return gpr;
+}
+
 /* B0 to BF */
 static void translate_mov_imm(struct x86_translation *t)
 {
@@ -373,7 +381,7 @@ static void store_pushed(struct x86_translation *t, const struct x86_rm *to)
         x86_emit_load(&t->e, T2, x86_cpu_field(CPU_OFFSET(host.temp)));
         x86_emit_store(&t->e, *to, T2);
     } else {
-        x86_emit_store(&t->e, *to, x86_gpr_in(t, opcode_gpr(s), T2));
+        x86_emit_store(&t->e, *to, x86_gpr_in(t, operand_gpr(s), T2));
     }
 }
 
@@ -392,7 +400,7 @@ static void translate_push(struct x86_translation *t)
 
 static void translate_pop(struct x86_translation *t)
 {
-    unsigned gpr = opcode_gpr(t->source);
+    unsigned gpr = operand_gpr(t->source);
     unsigned host = x86_host_of[gpr] == HOST_NONE ? T2 : x86_host_of[gpr];
     x86_emit_load(&t->e, host, x86_emit_stack(t, X86_RSP, 0));
     if (gpr != X86_RSP)

@@ -435,6 +435,18 @@ static void pop_to_the_stack_pointer_without_handlers(void **state)
     native(*state, CODE(0x54, 0x5c)); /* push rsp; pop rsp */
 }
 
+/* FF /6 and 8F /0, which compilers do not use for registers. */
+static void push_and_pop_of_registers_by_modrm(void **state)
+{
+    for (unsigned reg = 0; reg < 16; reg++) {
+        uint8_t rex = (uint8_t)(0x40 | reg >> 3), low = reg & 7;
+        native(*state, CODE(rex, 0xff, (uint8_t)(0xf0 | low))); /* push */
+        native(*state, CODE(rex, 0x8f, (uint8_t)(0xc0 | low))); /* pop */
+        if (reg != X86_RSP)                                     /* in a group */
+            native(*state, CODE(0x50, rex, 0x8f, (uint8_t)(0xc0 | low), 0x5a));
+    }
+}
+
 /* --- memory --- */
 
 /* BT, BTS, BTR, BTC of three sizes; R10 lives in memory. */
@@ -641,6 +653,7 @@ int main(void)
         TEST(attention_is_looked_at_behind_sti_and_popf),
         TEST(selectors_without_handlers),
         TEST(pop_to_the_stack_pointer_without_handlers),
+        TEST(push_and_pop_of_registers_by_modrm),
         TEST(bit_strings),
         TEST(pair_exchanges),
         TEST(string_elements),
