@@ -280,7 +280,7 @@ ALWAYS_INLINE bool movs_element(struct string *s, unsigned size)
             return 0;                                                                              \
         uint64_t revocations = s->cpu->tlb_revocations;                                            \
         uint64_t b = run_at(s, X86_ES, s->di, destination_la(s, X86_WRITE), X86_WRITE, &to);       \
-        if (!run_stays(s, revocations))                                                            \
+        if (!b || !run_stays(s, revocations))                                                      \
             return 0;                                                                              \
         uint64_t count = MIN(s->count, MIN(a, b)), left = count;                                   \
         if (s->backward) {                                                                         \

@@ -154,9 +154,33 @@ static void test_repeated_against_a_model(void **state)
     free(m);
 }
 
+/* The destination has no host address to copy to at once: each element is stored by itself. */
+static void test_copies_to_a_page_whose_stores_are_watched(void **state)
+{
+    struct rig *r = *state;
+
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned size = 1u << i;
+        rig_long(r, 3);
+        for (unsigned k = 0; k < 64; k++)
+            r->ram[AREA + k] = (uint8_t)(k + i);
+        memset(r->ram + AREA + 0x1000, 0, 64);
+        r->code_page = AREA + 0x1000;
+        r->stores_begun = 0;
+        r->cpu.s.rflags = X86_FIXED;
+        GPR(RCX) = 5, GPR(RSI) = AREA, GPR(RDI) = AREA + 0x1000;
+        run_guest(r, MOVS, size, false);
+        assert_int_equal(r->stores_begun, 5);
+        assert_memory_equal(r->ram + AREA + 0x1000, r->ram + AREA, 5 * size);
+        assert_int_equal(r->ram[AREA + 0x1000 + 5 * size], 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_copies_to_a_page_whose_stores_are_watched, rig_setup,
+                                        rig_teardown),
         cmocka_unit_test_setup_teardown(test_repeated_against_a_model, rig_setup, rig_teardown),
     };
     return cmocka_run_group_tests_name("string", tests, NULL, NULL);
