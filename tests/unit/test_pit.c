@@ -242,6 +242,17 @@ static void test_state_round_trip(void **state)
     rig_destroy(other);
 }
 
+/* The count from before is none that a decimal counter can have. */
+static void test_state_round_trip_before_the_first_decimal_count(void **state)
+{
+    struct fixture *f = *state;
+    control(f, 0x6f); /* counter 1, mode 3, BCD */
+    struct machine *other = rig_create(1 << 20, 1);
+    struct device *copy = rig_add(other, &pit_class, NULL);
+    rig_assert_round_trip(f->device, copy);
+    rig_destroy(other);
+}
+
 static void test_garbage(void **state)
 {
     struct fixture *f = *state;
@@ -272,6 +283,7 @@ int main(void)
         TEST(test_triggered_and_strobe_modes),
         TEST(test_shortest_period),
         TEST(test_state_round_trip),
+        TEST(test_state_round_trip_before_the_first_decimal_count),
         TEST(test_garbage),
     };
     return cmocka_run_group_tests_name("pit", tests, NULL, NULL);

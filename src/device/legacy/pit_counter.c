@@ -74,6 +74,7 @@ void pit_counter_control(struct pit_counter *c, uint8_t control, uint64_t now)
     (void)now;
     c->mode = (uint8_t)(mode > 5 ? mode - 4 : mode);
     c->bcd = control & 1;
+    c->count = MIN(c->count, modulus(c));
     c->access = control >> 4 & 3;
     c->start = PIT_NEVER;
     c->elapsed = 0;
