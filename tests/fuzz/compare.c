@@ -5,7 +5,7 @@
 #include <sys/time.h>
 
 /* Instructions that the interpreter runs before it takes the code for endless. */
-#define STEPS_MAX 1000u
+#define STEPS_MAX 1500u
 /* Stepwise: units, and instructions of one of them (a string's elements count as such). */
 #define UNITS_MAX      100u
 #define UNIT_STEPS_MAX 20000u
@@ -73,12 +73,23 @@ static void step(const struct compare *c)
         fuzz_fail("the interpreter has made a state that is none: %s", wrong);
 }
 
+/*
+ * An element only of a string instruction: host code may have stopped in its middle, or the string
+ * overwrites its own instruction, which is fetched again then.
+ */
+static void step_element(const struct compare *c)
+{
+    c->reference->vcpu->cpu.debug_active = true;
+    step(c);
+    x86_cpu_update_mode(&c->reference->vcpu->cpu);
+}
+
 /* --- until the end --- */
 
 static bool reference_ends(const struct compare *c)
 {
     for (unsigned i = 0; i < STEPS_MAX && !world_ended(c->reference); i++)
-        step(c);
+        step_element(c);
     return world_ended(c->reference);
 }
 
@@ -96,14 +107,6 @@ static void run_to_end(const struct compare *c)
 }
 
 /* --- behind each unit --- */
-
-/* An element only of a string instruction, since host code may have stopped in its middle. */
-static void step_element(const struct compare *c)
-{
-    c->reference->vcpu->cpu.debug_active = true;
-    step(c);
-    x86_cpu_update_mode(&c->reference->vcpu->cpu);
-}
 
 /* False: too long a way. */
 static bool follow(const struct compare *c)
