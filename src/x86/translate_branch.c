@@ -88,6 +88,7 @@ static void translate_loop(struct x86_translation *t)
     static const uint8_t if_zero[] = {0xe3, 5}, if_not_zero[] = {0xe3, 2, 0xeb, 5};
     const struct x86_source *s = t->source;
     bool tests_zf = s->z.opcode < 0xe2;
+    bool while_equal = (uintptr_t)s->insn.aux == 1; /* also by a prefix: the handler knows */
     uint8_t *around[2];
 
     if (tests_zf)
@@ -100,7 +101,7 @@ static void translate_loop(struct x86_translation *t)
     }
     uint8_t flags = t->flags;
     around[0] = x86_emit_jmp(&t->e);
-    around[1] = tests_zf ? x86_emit_jcc(&t->e, s->z.opcode == 0xe0 ? COND_E : COND_NE) : NULL;
+    around[1] = tests_zf ? x86_emit_jcc(&t->e, while_equal ? COND_NE : COND_E) : NULL;
     jump_to(t, target_offset(s));
     for (unsigned i = 0; i < 2 && !t->e.full; i++) {
         if (around[i])

@@ -591,6 +591,24 @@ static void loops_without_handlers(void **state)
     }
 }
 
+/* As on AMD's processors F3 makes LOOPE of LOOPNE, and F2 the other way round; the last one wins.
+ */
+static void loops_with_prefixes(void **state)
+{
+    static const uint8_t prefixes[][2] = {{0xf3, 0x3e}, {0xf2, 0x3e}, {0xf2, 0xf3}, {0xf3, 0xf2}};
+    struct translate_rig *rig = *state;
+    struct random r = {14};
+
+    for (unsigned i = 0; i < 400; i++) {
+        const uint8_t *prefix = prefixes[i % 4];
+        struct code c =
+            CODE(prefix[0], prefix[1], (uint8_t)(0xe0 | (i >> 2 & 3)), 0x03, 0x48, 0xff, 0xc0);
+        random_state(rig, &r);
+        rig->before.gpr[X86_RCX] = below(&r, 3);
+        compare(rig, &c);
+    }
+}
+
 /* Where the operand lies makes the difference: at a page's end, unaligned, read-only, absent. */
 static void memory_in_all_states(void **state)
 {
@@ -663,6 +681,7 @@ int main(void)
         TEST(pauses_are_counted),
         TEST(stac_and_clac),
         TEST(loops_without_handlers),
+        TEST(loops_with_prefixes),
         TEST(memory_in_all_states),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
