@@ -126,6 +126,9 @@ static bool follow(const struct compare *c)
 static void run_stepwise(const struct compare *c)
 {
     for (unsigned i = 0; i < UNITS_MAX && !world_ended(c->subject); i++) {
+        if (tracing)
+            fprintf(stderr, "       %16llx  as it runs\n",
+                    (unsigned long long)c->subject->vcpu->cpu.s.rip);
         watch(c->subject->vcpu);
         world_slice(c->subject, 1);
         watch(NULL);

@@ -1,7 +1,8 @@
 /*
  * Fuzz target: configuration space by ports and by ECAM, BARs that move, MSI-X tables.
  *
- * The input is a row of accesses. Then each device's state must survive being saved and loaded.
+ * The input says which functions decode memory at first, and then is a row of accesses. At last
+ * each device's state must survive being saved and loaded.
  */
 #include "pc.h"
 
@@ -85,7 +86,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct fuzz_input in = {data, size};
     struct pc *pc = pc_create(PC_PCI | PC_VIRTIO);
+    uint8_t enabled = fuzz_u8(&in);
 
+    for (unsigned i = 0; i < 6; i++) {
+        if (!(enabled >> i & 1))
+            pc_enable(pc, a_slot((uint8_t)i));
+    }
     for (unsigned i = 0; i < 300 && in.left; i++)
         one(pc, &in);
     pc_check_states(pc);

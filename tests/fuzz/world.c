@@ -562,6 +562,9 @@ void world_print(const struct world *w, const char *name)
             name, (unsigned long long)s->rip, (unsigned long long)s->rflags,
             (unsigned long long)s->cr2, (unsigned long long)s->cr3, s->seg[X86_CS].selector,
             s->mp_state, (unsigned long long)w->accesses);
+    if (s->gpr[X86_RSP] + 8 <= WORLD_KSTACK)
+        fprintf(stderr, "  at rsp: %llx\n",
+                (unsigned long long)load_le64(w->ram + s->gpr[X86_RSP]));
     for (unsigned i = 0; i < 16; i++)
         fprintf(stderr, "%5s %016llx%s", names[i], (unsigned long long)s->gpr[i],
                 i % 4 == 3 ? "\n" : "");
