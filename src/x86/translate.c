@@ -90,6 +90,13 @@ bool x86_jumps_in_unit(const struct x86_source *s)
            s->kind == KIND_CALL;
 }
 
+/* A direct branch to another page. */
+static bool leaves_page(const struct x86_source *s)
+{
+    int64_t target = (int64_t)s->offset + s->z.length + (int64_t)s->insn.imm;
+    return x86_jumps_in_unit(s) && (target < 0 || target >= (int64_t)PAGE_SIZE);
+}
+
 /* One instruction at tr->bytes. False: it does not fit, or cannot be decoded. */
 static bool scan_one(struct x86_translator *tr, const struct x86_unit_code *code, uint8_t mode)
 {
@@ -103,6 +110,11 @@ static bool scan_one(struct x86_translator *tr, const struct x86_unit_code *code
     s->bytes = from.bytes;
     s->offset = (uint16_t)(tr->page_offset + tr->bytes);
     x86_source_classify(s, mode);
+    if (unlikely(code->edge) && leaves_page(s)) {
+        s->kind = KIND_HANDLER;
+        s->faults = true;
+        s->flags_read = FLAGS_ALL;
+    }
     if (tr->count && s[-1].kind == KIND_STI && x86_jumps_in_unit(s))
         return false; /* STI is the last one then */
     tr->bytes += s->insn.length;

@@ -78,6 +78,8 @@ struct x86_unit_code {
     uint8_t mode;
     bool plain;   /* make it without groups, see translate_group.c */
     bool crosses; /* make it of one instruction only, which goes on in the next page */
+    /* Near where addresses stop being canonical: a branch out of the page may have to raise #GP. */
+    bool edge;
     unsigned page_offset;
     const uint8_t *bytes;
     unsigned available;

@@ -275,6 +275,7 @@ static struct translation *translate(struct engine_vcpu *vcpu, const struct bloc
     copy_code(copy, place->page + offset, available);
     struct x86_unit_code code = {.mode = BLOCK_UNIT_MODE(code_mode(place->key)),
                                  .plain = code_mode(place->key) & BLOCK_PLAIN,
+                                 .edge = code_mode(place->key) & BLOCK_EDGE,
                                  .page_offset = offset,
                                  .bytes = copy,
                                  .available = available,

@@ -85,9 +85,12 @@ void block_cache_drop_page(struct block_cache *cache, uint64_t page);
  * Code size, real or virtual-8086 mode, and the mode of units, or no unit (its TLB has none).
  * BLOCK_SHADOW: only its first instruction runs, in an interrupt shadow; never a unit. BLOCK_PLAIN:
  * a unit without groups of memory operands, always of 64-bit code, so that the bit is free.
+ * BLOCK_EDGE: at linear addresses from where a direct branch may reach one that is not canonical;
+ * of 64-bit code, too.
  */
 #define BLOCK_SHADOW          0x01
 #define BLOCK_PLAIN           0x02
+#define BLOCK_EDGE            0x04
 #define BLOCK_UNIT_MODE(mode) ((uint8_t)((mode) >> 5))
 static inline uint8_t block_mode(const struct x86_cpu *cpu)
 {

@@ -6,6 +6,7 @@
 #include "engine/soft/lockstep.h"
 #include "engine/soft/soft_int.h"
 #include "x86/mem.h"
+#include "x86/paging.h"
 
 /* --- finding --- */
 
@@ -20,6 +21,13 @@ static inline const uint8_t *code_page(struct x86_cpu *cpu, uint64_t la, uint64_
     return x86_fetch_page(cpu, la, page);
 }
 
+/* A direct branch there may have a target that is not canonical: 2 GiB and an instruction away. */
+static inline bool is_at_edge(uint64_t la)
+{
+    const uint64_t reach = (1ull << 31) + 16;
+    return unlikely(!x86_canonical(la + reach) || !x86_canonical(la - reach));
+}
+
 /* Where CS:RIP is. False: not in RAM. May raise a fetch fault. */
 static inline bool locate(struct x86_cpu *cpu, struct block_place *place)
 {
@@ -31,7 +39,8 @@ static inline bool locate(struct x86_cpu *cpu, struct block_place *place)
     place->page = code_page(cpu, place->la, &page);
     if (unlikely(!place->page))
         return false;
-    place->key = code_key(page | (place->la & ~PAGE_MASK), block_mode(cpu));
+    uint8_t mode = block_mode(cpu) | (is_at_edge(place->la) ? BLOCK_EDGE : 0);
+    place->key = code_key(page | (place->la & ~PAGE_MASK), mode);
     return true;
 }
 
