@@ -342,6 +342,7 @@ static enum x86_decode_result decode_failed(ZyanStatus status, size_t available,
                                             struct x86_insn *out)
 {
     make_ud(out, 1);
+    out->flags |= X86_INSN_UNKNOWN;
     if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ||
         (status == ZYDIS_STATUS_NO_MORE_DATA && available >= ZYDIS_MAX_INSTRUCTION_LENGTH)) {
         out->run = run_too_long;

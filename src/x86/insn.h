@@ -34,7 +34,12 @@ enum x86_insn_flags {
     X86_INSN_MEM = 1 << 3,    /* has a memory operand in seg/base/index/disp */
     X86_INSN_FLAT64 = 1 << 5, /* address size 8 in 64-bit mode: address = segment base + operand */
     X86_INSN_END = 1 << 4, /* ends a block: branch, or changes mode, mapping or interrupt state */
+    /* No instruction: bytes behind its length, up to X86_INSN_BYTES_MAX in all, have decided that.
+     */
+    X86_INSN_UNKNOWN = 1 << 6,
 };
+
+#define X86_INSN_BYTES_MAX 15u
 
 struct x86_insn {
     x86_handler *run;
@@ -51,6 +56,14 @@ struct x86_insn {
     uint8_t address_size; /* 2, 4 or 8 */
     uint8_t flags;        /* enum x86_insn_flags */
 };
+
+/* How many of the bytes that there were the decode depends on: those to watch for changes. */
+static inline unsigned x86_insn_watched(const struct x86_insn *insn, size_t available)
+{
+    if (likely(!(insn->flags & X86_INSN_UNKNOWN)))
+        return insn->length;
+    return (unsigned)MIN(available, (size_t)X86_INSN_BYTES_MAX);
+}
 
 /* What one decode is about: code segment's default size in bytes (2, 4, 8) and what is enabled. */
 struct x86_decode_mode {

@@ -117,7 +117,7 @@ static bool scan_one(struct x86_translator *tr, const struct x86_unit_code *code
     }
     if (tr->count && s[-1].kind == KIND_STI && x86_jumps_in_unit(s))
         return false; /* STI is the last one then */
-    tr->bytes += s->insn.length;
+    tr->bytes += x86_insn_watched(&s->insn, from.available);
     tr->count++;
     return true;
 }

@@ -116,6 +116,11 @@ PROGRAM(enabled_spin_program, "sti\n1: incl 0x4000\njmp 1b")
 PROGRAM(isr_program, "incl 0x4010\nmovl $0, 0xfee000b0\niretl")
 PROGRAM(mapped_program, "1: movl 0x200000, %eax\nmovl %eax, 0x4000\njmp 1b")
 
+/* 0F 04 is no instruction; the handler makes 0F 06 of it, CLTS. The second byte is at 0x1040. */
+PROGRAM(illegal_program, "jmp 2f\n.org illegal_program + 0x3f\n2: .byte 0x0f, 0x04\n"
+                         "movl $7, 0x4000\ncli\n1: hlt\njmp 1b")
+PROGRAM(legalise_program, "incl 0x4010\nmovb $6, 0x1040\niretl")
+
 static void load(struct test_vm *t, uint32_t address, const uint8_t *start, const uint8_t *end)
 {
     memcpy(t->ram + address, start, (size_t)(end - start));
@@ -329,6 +334,20 @@ static void test_code_that_changes_itself(void **state)
     run(&r, t, 0);
     AWAIT(sleeps(t, 0));
     stop(&r);
+    assert_int_equal(word(t, DATA), 7);
+}
+
+/* The byte that decides lies in other 64 bytes, which are watched by themselves. */
+static void test_illegal_code_made_legal_by_its_second_byte(void **state)
+{
+    struct test_vm *t = *state;
+    struct runner r;
+    LOAD(t, CODE0, illegal_program);
+    LOAD(t, 0x6000, legalise_program);
+    run(&r, t, 0);
+    AWAIT(sleeps(t, 0) || word(t, DATA + 0x10) > 1);
+    stop(&r);
+    assert_int_equal(word(t, DATA + 0x10), 1);
     assert_int_equal(word(t, DATA), 7);
 }
 
@@ -648,6 +667,7 @@ int main(void)
         VM_TEST(test_kick_stress),
         VM_TEST(test_port_access),
         VM_TEST(test_code_that_changes_itself),
+        VM_TEST(test_illegal_code_made_legal_by_its_second_byte),
         VM_TEST(test_code_changed_by_the_host),
         VM_TEST(test_code_changed_by_another_vcpu),
         VM_TEST(test_split_locks),

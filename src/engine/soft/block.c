@@ -125,7 +125,7 @@ static void decode_bytes(const struct x86_cpu *cpu, struct block *block, const u
             x86_decode(cpu->decoder, &cpu->decode_mode, bytes + used, available - used, insn);
         if (r == X86_DECODE_TRUNCATED)
             break;
-        used += insn->length;
+        used += x86_insn_watched(insn, available - used);
         block->count++;
         if (r == X86_DECODE_TOO_LONG || (insn->flags & X86_INSN_END) || used >= available)
             break;
