@@ -247,11 +247,18 @@ struct pc *pc_create(unsigned parts)
     return pc;
 }
 
+/* The disk holds nothing any more. */
+static void let_go(struct pc *pc)
+{
+    pc->mood &= ~PC_DISK_HOLDS;
+    pc_complete(pc);
+}
+
 void pc_destroy(struct pc *pc)
 {
     struct loop *loop = pc->machine->loop;
 
-    pc_complete(pc);
+    let_go(pc);
     machine_destroy(pc->machine);
     loop_destroy(loop);
     free(pc);
@@ -428,6 +435,7 @@ static void check_state(struct device *device)
 
 void pc_check_states(struct pc *pc)
 {
+    let_go(pc);
     pc_run_loop(pc);
     list_for_each (link, &pc->machine->devices) {
         struct device *device = container_of(link, struct device, link);

@@ -118,7 +118,8 @@ static bool is_routine(const struct verifier *v, const uint8_t *to)
 {
     for (unsigned i = 0; i < 2; i++) {
         const struct x86_routines *r = &v->tr->routines[i];
-        if (to == r->call || to == r->leave || to == r->leave_rip || to == r->group)
+        if (to == r->call || to == r->leave || to == r->lookup || to == r->leave_rip ||
+            to == r->group)
             return true;
     }
     return false;
@@ -137,18 +138,33 @@ static void check_call(struct verifier *v, const uint8_t *at, const uint8_t *nex
                        const uint8_t *to)
 {
     struct x86_site site;
+    size_t size = sizeof site;
 
     if (!is_routine(v, to))
         wrong(v, at, "calls what is no common routine");
-    if (next + sizeof site > v->start + v->size)
+    if (next + size > v->start + v->size)
         wrong(v, at, "calls a routine at the end of the code memory");
     memcpy(&site, next, sizeof site);
     if (site.kind > SITE_GROUP || (site.kind == SITE_CALL && !is_kept(v, site.insn)))
         wrong(v, at, "calls a routine without saying what for");
-    memset(v->seen + (next - v->start), INSIDE, sizeof site);
+    if (site.kind == SITE_GROUP)
+        size += sizeof(struct x86_group_site);
+    memset(v->seen + (next - v->start), INSIDE, size);
     /* Behind a handler that leads elsewhere nothing is resumed. */
     if (site.kind == SITE_GROUP || (site.kind == SITE_CALL && !(site.insn->flags & X86_INSN_END)))
         note(v, at, next + site.link);
+}
+
+/* By the jump cache, or to what was looked up there before. */
+static bool is_lookup(const ZydisDecodedOperand *op)
+{
+    const ZydisDecodedOperandMem *mem = &op->mem;
+
+    if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || mem->base != ZYDIS_REGISTER_RSP)
+        return false;
+    return mem->index == ZYDIS_REGISTER_R14
+               ? mem->disp.value == CPU_OFFSET(host.jump[0].entry) && mem->scale == 1
+               : mem->index == ZYDIS_REGISTER_NONE && mem->disp.value == CPU_OFFSET(host.temp2);
 }
 
 /* True: what follows is not reached. */
@@ -156,7 +172,6 @@ static bool check_branch(struct verifier *v, const uint8_t *at, const ZydisDecod
                          const ZydisDecodedOperand *op)
 {
     const uint8_t *next = at + z->length;
-    const int32_t entry = CPU_OFFSET(host.jump_entry);
 
     switch (z->meta.category) {
     case ZYDIS_CATEGORY_CALL:
@@ -169,8 +184,7 @@ static bool check_branch(struct verifier *v, const uint8_t *at, const ZydisDecod
     case ZYDIS_CATEGORY_UNCOND_BR:
         if (op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
             note(v, at, next + op[0].imm.value.s);
-        else if (op[0].type != ZYDIS_OPERAND_TYPE_MEMORY || op[0].mem.base != ZYDIS_REGISTER_RSP ||
-                 op[0].mem.index != ZYDIS_REGISTER_R14 || op[0].mem.disp.value != entry)
+        else if (!is_lookup(&op[0]))
             wrong(v, at, "a jump that is not by the jump cache");
         return true;
     case ZYDIS_CATEGORY_COND_BR:
