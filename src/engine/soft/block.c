@@ -303,6 +303,7 @@ static struct translation *translate_across(struct engine_vcpu *vcpu,
         return NULL;
     struct x86_unit_code code = {.mode = BLOCK_UNIT_MODE(code_mode(place->key)),
                                  .crosses = true,
+                                 .edge = code_mode(place->key) & BLOCK_EDGE,
                                  .page_offset = (unsigned)(address & ~PAGE_MASK),
                                  .bytes = bytes,
                                  .available = count};

@@ -13,6 +13,7 @@
 #define ORDINARY 0x0000000006000000ul /* RAM; here the code page, and RAM behind */
 
 static uint8_t page[4096] __attribute__((aligned(4096)));
+static uint8_t before[4096] __attribute__((aligned(4096))); /* in front of LAST */
 static uint64_t tables[2][3][512] __attribute__((aligned(4096)));
 
 /* Maps the page at `la`, which has a PML4 entry of its own. */
@@ -156,6 +157,30 @@ static void aliases(void)
     check(good, "the same page at an ordinary address and at the edge");
 }
 
+/* The jump itself begins in the page before. */
+static void goes_on_in_the_last_page(void)
+{
+    int32_t distance = 4096 + 8 - 2;
+    uint8_t jump[5] = {0xe9};
+    bool good = true;
+
+    memcpy(jump + 1, &distance, 4);
+    memset(page, 0xcc, sizeof page);
+    memcpy(before + 4093, jump, 3);
+    memcpy(page, jump + 3, 2);
+    write_cr4(read_cr4() | 0x80); /* global pages: code of the kernel is expected to be */
+    tables[0][2][(LAST >> 12 & 511) - 1] = (uint64_t)before | 0x103;
+    tables[0][2][LAST >> 12 & 511] = (uint64_t)page | 0x103;
+    invlpg((void *)LAST);
+    for (unsigned i = 0; i < 4 * HOT; i++) {
+        in = (typeof(in)) {LAST - 3, 0, 2};
+        fault.happened = false;
+        run(NULL);
+        good &= fault.happened && fault.vector == 13 && fault.rip == LAST - 3;
+    }
+    check(good, "a jump over the end that goes on in the last page");
+}
+
 static void runs_over_the_end(void)
 {
     bool good = true;
@@ -182,5 +207,6 @@ void guest_main(void)
         one(&tests[i], FIRST, false, true);
     }
     aliases();
+    goes_on_in_the_last_page();
     runs_over_the_end();
 }
