@@ -77,12 +77,15 @@ static void make_descriptors(struct world *w)
     store_le16(w->ram + WORLD_TSS + 102, 0x68); /* I/O map behind the limit */
 }
 
-/* incl COUNT; cmpl $8, COUNT; jae 1f; (pop the error code;) incl (%esp); iret; 1: hlt */
+/*
+ * incl %ss:COUNT; cmpl $8, %ss:COUNT; jae 1f; incl (%esp); iret; 1: hlt. Behind virtual-8086 mode
+ * only CS and SS are loaded.
+ */
 static void make_handlers32(struct world *w)
 {
-    static const uint8_t handler[] = {0x83, 0xc4, 0x04,                   /* with error code */
-                                      0xff, 0x05, 0x00, 0x80, 0x00, 0x00, /* without: + 3 */
-                                      0x83, 0x3d, 0x00, 0x80, 0x00, 0x00, 0x08, /* cmp */
+    static const uint8_t handler[] = {0x83, 0xc4, 0x04, /* with an error code: addl $4, %esp */
+                                      0x36, 0xff, 0x05, 0x00, 0x80, 0x00, 0x00, /* without: + 3 */
+                                      0x36, 0x83, 0x3d, 0x00, 0x80, 0x00, 0x00, 0x08, /* cmpl */
                                       0x73, 0x04, 0xff, 0x04, 0x24, 0xcf, 0xf4};
 
     memcpy(w->ram + HANDLER, handler, sizeof handler);

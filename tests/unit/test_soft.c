@@ -116,6 +116,8 @@ PROGRAM(enabled_spin_program, "sti\n1: incl 0x4000\njmp 1b")
 PROGRAM(isr_program, "incl 0x4010\nmovl $0, 0xfee000b0\niretl")
 PROGRAM(mapped_program, "1: movl 0x200000, %eax\nmovl %eax, 0x4000\njmp 1b")
 
+PROGRAM(general_protection_program, "movl $13, 0x4000\ncli\n1: hlt\njmp 1b")
+PROGRAM(page_fault_program, "movl $14, 0x4000\ncli\n1: hlt\njmp 1b")
 /* 0F 04 is no instruction; the handler makes 0F 06 of it, CLTS. The second byte is at 0x1040. */
 PROGRAM(illegal_program, "jmp 2f\n.org illegal_program + 0x3f\n2: .byte 0x0f, 0x04\n"
                          "movl $7, 0x4000\ncli\n1: hlt\njmp 1b")
@@ -349,6 +351,42 @@ static void test_illegal_code_made_legal_by_its_second_byte(void **state)
     stop(&r);
     assert_int_equal(word(t, DATA + 0x10), 1);
     assert_int_equal(word(t, DATA), 7);
+}
+
+static void set_gate(struct test_vm *t, unsigned vector, uint32_t handler)
+{
+    uint64_t gate = handler | 8ull << 16 | 0x8e00ull << 32;
+    memcpy(t->ram + IDT + vector * 8, &gate, 8);
+}
+
+/* Code runs off its segment's end, where a page that is not present begins. */
+static void test_code_limit_comes_before_page_faults(void **state)
+{
+    static const uint8_t nops[] = {0x90, 0x90, 0x90};
+    const uint32_t table = 0x20000, directory = 0x21000, limit = 0x2fff;
+    struct test_vm *t = *state;
+    struct x86_state s;
+    struct runner r;
+
+    for (uint32_t i = 0; i < 256; i++)
+        store_le32(t->ram + table + i * 4, i << 12 | (i == (limit + 1) >> 12 ? 0 : 3));
+    store_le32(t->ram + directory, table | 3);
+    LOAD(t, 0x6100, general_protection_program);
+    LOAD(t, 0x6200, page_fault_program);
+    set_gate(t, X86_GP, 0x6100);
+    set_gate(t, X86_PF_FAULT, 0x6200);
+    load(t, limit - 2, nops, nops + sizeof nops);
+    assert_int_equal(engine_soft.vcpu_get_state(t->vcpu[0], &s), 0);
+    s.cr0 |= X86_CR0_PG;
+    s.cr3 = directory;
+    s.seg[X86_CS].limit = limit;
+    s.rip = limit - 2;
+    s.gpr[X86_RSP] = 0x9000;
+    assert_int_equal(engine_soft.vcpu_set_state(t->vcpu[0], &s, NULL), 0);
+    run(&r, t, 0);
+    AWAIT(sleeps(t, 0));
+    stop(&r);
+    assert_int_equal(word(t, DATA), 13);
 }
 
 /* The host's write bracket drops decoded code. */
@@ -668,6 +706,7 @@ int main(void)
         VM_TEST(test_port_access),
         VM_TEST(test_code_that_changes_itself),
         VM_TEST(test_illegal_code_made_legal_by_its_second_byte),
+        VM_TEST(test_code_limit_comes_before_page_faults),
         VM_TEST(test_code_changed_by_the_host),
         VM_TEST(test_code_changed_by_another_vcpu),
         VM_TEST(test_split_locks),

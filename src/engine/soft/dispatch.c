@@ -34,8 +34,11 @@ static inline bool locate(struct x86_cpu *cpu, struct block_place *place)
     uint64_t page;
 
     place->la = cpu->seg_base[X86_CS] + cpu->s.rip;
-    if (unlikely(cpu->code_size != 8))
+    if (unlikely(cpu->code_size != 8)) {
+        if (cpu->s.rip > cpu->s.seg[X86_CS].limit)
+            return false; /* #GP, whatever page is there */
         place->la = (uint32_t)place->la;
+    }
     place->page = code_page(cpu, place->la, &page);
     if (unlikely(!place->page))
         return false;
