@@ -653,6 +653,54 @@ static void memory_in_all_states(void **state)
     rig->cold = false;
 }
 
+/* --- a walk that is a safe point --- */
+
+#define DEVICE_TABLE  0x80000000u /* no RAM */
+#define BEHIND_DEVICE 0x200000u   /* linear, translated by that table */
+
+/* The table's entries. While it is read, another thread gives the first data page other RAM. */
+static uint64_t device_entry(struct translate_rig *rig)
+{
+    if (!rig->moved) {
+        rig->moved = true;
+        x86_tlb_flush(rig->cpu, false);
+    }
+    return (RIG_DATA + 0x3000) | 0x67;
+}
+
+/*
+ * A group's fill walks page tables in a device; meanwhile the host address that another group of
+ * the unit holds is taken away. What follows must not use it.
+ */
+static void host_addresses_taken_away_in_a_groups_walk_are_not_used(void **state)
+{
+    static const uint8_t code[] = {
+        0x44, 0x8b, 0x06,       /* mov r8d, [rsi] */
+        0x8b, 0x0f,             /* mov ecx, [rdi] */
+        0x8b, 0x57, 0x08,       /* mov edx, [rdi + 8] */
+        0x89, 0x5e, 0x04,       /* mov [rsi + 4], ebx */
+        0x44, 0x8b, 0x4e, 0x08, /* mov r9d, [rsi + 8] */
+    };
+    struct translate_rig *rig = *state;
+    struct random r = {20};
+
+    random_state(rig, &r);
+    store_le64(rig->ram_before + RIG_TABLES + 0x2000 + (BEHIND_DEVICE >> 21) * 8,
+               DEVICE_TABLE | 0x27);
+    rig->before.gpr[X86_RDI] = BEHIND_DEVICE + 0x40;
+    rig->device_read = device_entry;
+    assert_true(rig_translate(rig, code, sizeof code));
+    assert_int_equal(rig->translator->group_count, 2);
+    rig_by_handlers(rig, code, sizeof code);
+    assert_true(rig->moved);
+    rig_as_unit(rig, code, sizeof code);
+    assert_true(rig->moved);
+    assert_int_equal(rig->after[1].rip, RIG_CODE + sizeof code);
+    assert_int_equal(load_le32(rig->ram + RIG_DATA + 0x4000 + 0x104),
+                     (uint32_t)rig->before.gpr[X86_RBX]);
+    assert_null(rig_difference(rig));
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, rig_setup, rig_teardown)
 
 int main(void)
@@ -683,6 +731,7 @@ int main(void)
         TEST(loops_without_handlers),
         TEST(loops_with_prefixes),
         TEST(memory_in_all_states),
+        TEST(host_addresses_taken_away_in_a_groups_walk_are_not_used),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

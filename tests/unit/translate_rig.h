@@ -40,6 +40,9 @@ struct translate_rig {
     struct x86_insn seen[X86_UNIT_INSNS_MAX]; /* the unit's own, while handlers are counted */
     unsigned handler_calls;
     bool cold; /* start with an empty TLB */
+    /* What reads of a device give; NULL: all ones. */
+    uint64_t (*device_read)(struct translate_rig *rig);
+    bool moved; /* the first data page's RAM is that at RIG_DATA + 0x4000 now */
     _Alignas(PAGE_SIZE) uint8_t ram[RIG_RAM_SIZE];
 
     struct x86_state before, after[2];
@@ -52,13 +55,17 @@ static inline uint8_t *rig_page(void *context, gpa_t page, bool *writable)
     struct translate_rig *rig = context;
 
     *writable = true;
+    if (rig->moved && page.v == RIG_DATA)
+        return rig->ram + RIG_DATA + 0x4000;
     return page.v < RIG_RAM_SIZE ? rig->ram + page.v : NULL;
 }
 
 static inline uint64_t rig_mmio_read(void *context, gpa_t address, unsigned size)
 {
-    (void)context, (void)address, (void)size;
-    return ~0ull;
+    struct translate_rig *rig = context;
+
+    (void)address, (void)size;
+    return rig->device_read ? rig->device_read(rig) : ~0ull;
 }
 
 static inline void rig_mmio_write(void *context, gpa_t address, unsigned size, uint64_t value)
@@ -206,6 +213,8 @@ static inline int rig_teardown(void **state)
 static inline void rig_begin(struct translate_rig *rig, unsigned which)
 {
     x86_cpu_set_state(rig->cpu, &rig->before);
+    rig->moved = false;
+    x86_tlb_flush(rig->cpu, false); /* of what lay elsewhere */
     rig->cpu->end_block = false;
     memcpy(rig->ram, rig->ram_before, sizeof rig->ram);
     if (!rig->cold) {
