@@ -62,6 +62,12 @@ def initrd():
 
 
 @pytest.fixture(scope="session")
+def stress_initrd():
+    """The same with a program for the task churn."""
+    return guest("stress")
+
+
+@pytest.fixture(scope="session")
 def bench_initrd():
     """The initrd that runs the benchmark's work."""
     return guest("bench")
@@ -98,8 +104,8 @@ def ext4_disk(empty_disk):
 @pytest.fixture(scope="session")
 def boot(kernel, initrd):
     """boot(tasks, *options, words="", **more): a Vm that plays tasks from the initrd."""
-    def start(tasks, *options, words="", image=None, **more):
+    def start(tasks, *options, words="", image=None, ramdisk=None, **more):
         append = f"console=ttyS0 quiet panic=-1 parat.do={tasks} {words}"
         return Vm("--name", "test", "--memory", "256M", "--kernel", image or kernel,
-                  "--initrd", initrd, "--append", append, *options, **more)
+                  "--initrd", ramdisk or initrd, "--append", append, *options, **more)
     return start

@@ -10,7 +10,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 
-root= rootflags=rw tasks= url= disk=/dev/vda port=7000 size=8
+root= rootflags=rw tasks= url= disk=/dev/vda port=7000 size=8 seconds=10
 read -r words </proc/cmdline
 for word in $words; do
     case $word in
@@ -21,6 +21,7 @@ for word in $words; do
     parat.disk=*) disk=${word#*=} ;;
     parat.port=*) port=${word#*=} ;;
     parat.size=*) size=${word#*=} ;;
+    parat.seconds=*) seconds=${word#*=} ;;
     esac
 done
 

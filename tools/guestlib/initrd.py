@@ -15,18 +15,35 @@ _FOLDERS = ("bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "root", "s
 
 def get():
     """The path of the initrd for the newest kernel; made when its parts have changed."""
+    return _get(())
+
+
+def get_stress():
+    """The same with the program churn, for the task of that name."""
+    return _get((_HERE / "programs" / "churn.c",))
+
+
+def _get(sources):
     folder = kernel.get()
     binary = busybox()
     scripts = {name: (_HERE / source).read_bytes() for name, source in _SCRIPTS.items()}
-    key = cache.key(pathlib.Path(__file__), *scripts.values())
+    key = cache.key(pathlib.Path(__file__), *scripts.values(), *sources)
     result = cache.folder() / "initrd" / f"{folder.name}-{key}.cpio"
     with cache.lock():
         if result.exists():
             return result
         with cache.scratch() as scratch:
+            programs = {path.stem: _compile(path, scratch / path.stem) for path in sources}
             made = scratch / "initrd"
-            made.write_bytes(_archive(folder, binary, scripts))
+            made.write_bytes(_archive(folder, binary, scripts, programs))
             return cache.publish(made, result)
+
+
+def _compile(source, program):
+    """A static program, since the guest has no libraries."""
+    cache.run(["gcc", "-D_GNU_SOURCE", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-static", "-pthread", "-s",
+               "-o", program, source], f"cannot compile {source.name}")
+    return program.read_bytes()
 
 
 def busybox():
@@ -40,7 +57,7 @@ def busybox():
             return cache.publish(scratch / "bin" / "busybox", result)
 
 
-def _archive(kernel_folder, binary, scripts):
+def _archive(kernel_folder, binary, scripts, programs):
     """The cpio archive. It is not compressed: unpacking it would cost the guest more than reading it."""
     archive = Cpio()
     for name in _FOLDERS:
@@ -49,6 +66,8 @@ def _archive(kernel_folder, binary, scripts):
     applets = subprocess.run([binary, "--list"], stdout=subprocess.PIPE, check=True).stdout
     for applet in sorted(set(applets.decode().split()) - {"busybox"}):
         archive.add(f"bin/{applet}", stat.S_IFLNK | 0o777, b"busybox")
+    for name, content in programs.items():
+        archive.add(f"bin/{name}", stat.S_IFREG | 0o755, content)
     for name, content in scripts.items():
         archive.add(name, stat.S_IFREG | 0o755, content)
     base = f"lib/modules/{kernel_folder.name}"

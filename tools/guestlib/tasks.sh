@@ -79,6 +79,49 @@ do_stress() {
     [ "$(sort -u /tmp/stress | wc -l)" = 1 ] && [ "$(wc -l </tmp/stress)" = 80 ]
 }
 
+# The program churn for parat.seconds= beside a disk that is written and read back and what a server on
+# the host (port parat.port=) sends, the same each time. All three go on until the end.
+do_churn() {
+    need_disk && do_net && fetch_from_host /tmp/churn.first || return 1
+    churn_disk &
+    churn_net &
+    churn "$seconds"
+    result=$?
+    touch /tmp/churn.stop
+    wait
+    say "churn: $(cat /tmp/churn.disk) blocks to the disk and back, $(cat /tmp/churn.net) fetches"
+    [ $result = 0 ] && [ ! -e /tmp/churn.bad ]
+}
+
+churn_disk() {
+    dd if=/dev/urandom of=/tmp/churn.pattern bs=64k count=4 2>/dev/null
+    turn=0
+    while [ ! -e /tmp/churn.stop ]; do
+        at=$((turn % 64))
+        dd if=/tmp/churn.pattern of="$disk" bs=64k seek=$((at * 4)) conv=fsync 2>/dev/null
+        blockdev --flushbufs "$disk"
+        dd if="$disk" of=/tmp/churn.back bs=64k skip=$((at * 4)) count=4 2>/dev/null
+        cmp /tmp/churn.pattern /tmp/churn.back || touch /tmp/churn.bad
+        turn=$((turn + 1))
+        echo $turn >/tmp/churn.disk
+    done
+}
+
+# Debian's static busybox has a wget that crashes.
+fetch_from_host() {
+    echo fetch | nc -w 60 10.0.2.2 "$port" >"$1" && [ -s "$1" ]
+}
+
+churn_net() {
+    turn=0
+    while [ ! -e /tmp/churn.stop ]; do
+        fetch_from_host /tmp/churn.fetched && cmp /tmp/churn.first /tmp/churn.fetched ||
+            touch /tmp/churn.bad
+        turn=$((turn + 1))
+        echo $turn >/tmp/churn.net
+    done
+}
+
 # Fills memory in a tmpfs and reads it twice.
 do_memory() {
     dd if=/dev/urandom of=/tmp/block bs=64k count=1 2>/dev/null
