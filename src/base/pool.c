@@ -6,6 +6,8 @@
 #include <signal.h>
 #include <stdlib.h>
 
+#include "base/sandbox.h"
+
 #define THREADS_MAX 64
 
 struct pool {
@@ -15,6 +17,7 @@ struct pool {
     struct list jobs;
     unsigned running;
     bool closing;
+    const struct sandbox *sandbox;
     unsigned thread_count;
     pthread_t threads[THREADS_MAX];
 };
@@ -37,6 +40,7 @@ static void *worker(void *context)
 {
     struct pool *pool = context;
     pthread_setname_np(pthread_self(), "parat-worker");
+    sandbox_enter(pool->sandbox, SANDBOX_WORKER);
     pthread_mutex_lock(&pool->lock);
     struct pool_job *job;
     while ((job = wait_for_job(pool))) {
@@ -70,11 +74,17 @@ static int start_threads(struct pool *pool, unsigned count)
 
 int pool_create(struct pool **out, unsigned thread_count)
 {
+    return pool_create_confined(out, thread_count, NULL);
+}
+
+int pool_create_confined(struct pool **out, unsigned thread_count, const struct sandbox *sandbox)
+{
     if (thread_count < 1 || thread_count > THREADS_MAX)
         return -EINVAL;
     struct pool *pool = calloc(1, sizeof *pool);
     if (!pool)
         return -ENOMEM;
+    pool->sandbox = sandbox;
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->work, NULL);
     pthread_cond_init(&pool->idle, NULL);

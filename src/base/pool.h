@@ -11,6 +11,7 @@
 #include "base/list.h"
 
 struct pool;
+struct sandbox;
 
 /* The caller owns the job and keeps it until run() was called; run() may submit it again or free
  * it. */
@@ -21,6 +22,9 @@ struct pool_job {
 
 /* Starts thread_count (1 to 64) threads with all signals blocked. */
 int pool_create(struct pool **out, unsigned thread_count) MUST_USE;
+/* The same with threads that enter the sandbox as workers; NULL: they do not. */
+int pool_create_confined(struct pool **out, unsigned thread_count,
+                         const struct sandbox *sandbox) MUST_USE;
 /* Runs what was submitted, then ends the threads. NULL is fine. */
 void pool_destroy(struct pool *pool);
 /* Any thread. */

@@ -15,8 +15,20 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/loop.h"
+#include "base/sandbox.h"
 #include "boot/boot.h"
 #include "cli/q35.h"
+
+/* The filters are there before the first thread, which closes its sandbox by itself. */
+static int make_sandbox(struct composition *c, struct err *err)
+{
+    const unsigned roles = BIT(SANDBOX_LOOP) | BIT(SANDBOX_VCPU) | BIT(SANDBOX_WORKER) |
+                           BIT(SANDBOX_REAPER) | BIT(SANDBOX_ALARM);
+    if (!c->options->no_sandbox)
+        return sandbox_create(&c->sandbox, roles, err);
+    log_warning("--sandbox off: a guest that breaks out of its machine can do all that you can");
+    return 0;
+}
 
 /* What is made of files and sockets */
 
@@ -39,7 +51,8 @@ static int open_disks(struct composition *c, struct err *err)
                                      .read_only = disk->read_only,
                                      .direct = disk->direct,
                                      .use_io_uring = !disk->no_io_uring,
-                                     .queue_count = o->cpus};
+                                     .queue_count = o->cpus,
+                                     .sandbox = c->sandbox};
         int error = disk_open(&c->disks[i], &config, err);
         if (error)
             return error;
@@ -55,6 +68,7 @@ static int open_nets(struct composition *c, struct err *err)
             continue;
         struct net_user_config config = o->nets[i].user;
         config.loop = c->loop;
+        config.confined = !o->no_sandbox;
         int error = net_user_open(&c->nets[i], &config, err);
         if (error)
             return error;
@@ -113,6 +127,7 @@ static int create_machine(struct composition *c, struct err *err)
         .reset_on_triple_fault = o->reset_on_triple_fault,
         .no_reboot = o->no_reboot,
         .loop = c->loop,
+        .sandbox = c->sandbox,
         .load = load,
         .load_context = c,
     };
@@ -156,6 +171,8 @@ static int create_in_order(struct composition *c, struct console_terminal *termi
     if (!error)
         error = build_cpu(c, err);
     if (!error)
+        error = make_sandbox(c, err);
+    if (!error)
         error = open_boot(c, err);
     if (!error)
         error = open_disks(c, err);
@@ -191,5 +208,6 @@ void compose_destroy(struct composition *c)
     console_close(c->virtio_console);
     console_close(c->console);
     boot_close(c->boot);
+    sandbox_destroy(c->sandbox);
     loop_destroy(c->loop);
 }

@@ -16,11 +16,13 @@ struct console_terminal;
 struct disk;
 struct net;
 struct pci_host;
+struct sandbox;
 
 struct composition {
     const struct run_options *options;
     struct engine_choice choice;
     struct x86_cpuid_table cpuid;
+    struct sandbox *sandbox; /* NULL: --sandbox off */
     struct loop *loop;
     struct boot_image *boot;
     struct disk *disks[RUN_DISKS_MAX];

@@ -12,6 +12,7 @@
 #include "backend/net/net.h"
 #include "base/bits.h"
 #include "base/clock.h"
+#include "base/sandbox.h"
 #include "cli/cli.h"
 #include "cli/cmd_run.h"
 #include "cli/exit_status.h"
@@ -26,13 +27,27 @@ static void restore_and_die(int signal)
     raise(signal);
 }
 
+/* A filter of the sandbox sends this one; see base/sandbox.h. */
+static void tell_violation_and_end(int signal, siginfo_t *info, void *context)
+{
+    char text[200];
+    size_t length = sandbox_describe(info, text, sizeof text);
+    console_terminal_restore(&terminal);
+    ssize_t ignored = write(STDERR_FILENO, text, length);
+    (void)ignored;
+    _exit(EXIT_SANDBOX);
+}
+
 static void install_signals(void)
 {
-    static const int fatal[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGQUIT, SIGSYS, SIGTRAP};
+    static const int fatal[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGQUIT, SIGTRAP};
     struct sigaction die = {.sa_handler = restore_and_die,
                             .sa_flags = SA_RESETHAND | SA_NODEFER | SA_ONSTACK};
     for (size_t i = 0; i < ARRAY_COUNT(fatal); i++)
         sigaction(fatal[i], &die, NULL);
+    struct sigaction violation = {.sa_sigaction = tell_violation_and_end,
+                                  .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    sigaction(SIGSYS, &violation, NULL);
     struct sigaction ignore = {.sa_handler = SIG_IGN};
     sigaction(SIGPIPE, &ignore, NULL); /* a closed pipe is an error of write */
     sigaction(SIGXFSZ, &ignore, NULL); /* so is a file at its size limit */

@@ -379,6 +379,14 @@ static int parse_stats(void *target, const char *value, struct err *err)
     return set_string(&((struct run_options *)target)->stats, value, err);
 }
 
+static int parse_sandbox(void *target, const char *value, struct err *err)
+{
+    ((struct run_options *)target)->no_sandbox = strcmp(value, "off") == 0;
+    if (strcmp(value, "off") != 0 && strcmp(value, "on") != 0)
+        return err_set(err, EINVAL, "known are on and off");
+    return 0;
+}
+
 static int parse_verbose(void *target, const char *value, struct err *err)
 {
     ((struct run_options *)target)->verbose = true;
@@ -437,6 +445,10 @@ static const struct option table[] = {
     {"debug-exit", "PORT", "a guest's write of v there ends parat: (v << 1) | 1", false,
      parse_debug_exit},
     {"stats", "FILE", "what was counted, as JSON, at the end", false, parse_stats},
+    {"sandbox", "on|off",
+     "on (default): parat gives up what it does not need\n"
+     "before the guest runs; off is for debugging",
+     false, parse_sandbox},
     {"verbose", NULL, "log more on standard error", false, parse_verbose},
 };
 static_assert(ARRAY_COUNT(table) <= OPTIONS_MAX, "options_parse counts up to OPTIONS_MAX");
@@ -483,5 +495,6 @@ void run_options_print_help(void)
          "\n"
          "Exit status: 0 guest powered off or user quit (or reset with --no-reboot);\n"
          "1 the host failed; 2 wrong use; 3 triple fault. With --debug-exit the host's\n"
-         "failures are 2 and triple faults 4. See also parat-run(1).");
+         "failures are 2 and triple faults 4. 6: a thread did what the sandbox forbids.\n"
+         "See also parat-run(1).");
 }

@@ -57,6 +57,7 @@ struct run_options {
     bool has_debug_exit;
     uint16_t debug_exit_port;
     bool reset_on_triple_fault, no_reboot, verbose;
+    bool no_sandbox;
 };
 
 /* args end with NULL and live as long as the options. -errno with the sentence; run_options_free is

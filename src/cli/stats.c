@@ -20,28 +20,19 @@ static int file_error(const struct stats_file *file, int error, struct err *err)
     return err_set(err, error, "--stats %s: cannot be written: %s", file->path, strerror(error));
 }
 
-/* Pipes and /dev/stdout are written to; files are replaced. */
+/* What the file says now stays until there is something better. */
 int stats_open(struct stats_file *file, const char *path, struct err *err)
 {
-    *file = (struct stats_file) {.path = path, .fd = -1};
+    const int flags = O_WRONLY | O_CLOEXEC | O_NOCTTY;
+    json_object_seed(1); /* else it opens a file, later; there are no keys but ours */
+    *file = (struct stats_file) {.path = path, .fd = open(path, flags | O_CREAT | O_EXCL, 0644)};
+    file->unused = file->fd >= 0;
+    if (file->fd < 0 && errno == EEXIST)
+        file->fd = open(path, flags);
     struct stat st;
-    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
-        return file_error(file, EISDIR, err);
-    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
-        file->fd = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY);
-        return file->fd < 0 ? file_error(file, errno, err) : 0;
-    }
-    int used = snprintf(file->temporary, sizeof file->temporary, "%s.XXXXXX", path);
-    if (used < 0 || (size_t)used >= sizeof file->temporary) {
-        file->temporary[0] = 0;
-        return file_error(file, ENAMETOOLONG, err);
-    }
-    file->fd = mkostemp(file->temporary, O_CLOEXEC);
-    if (file->fd < 0) {
-        file->temporary[0] = 0;
+    if (file->fd < 0 || fstat(file->fd, &st) < 0)
         return file_error(file, errno, err);
-    }
-    fchmod(file->fd, 0644);
+    file->regular = S_ISREG(st.st_mode);
     return 0;
 }
 
@@ -49,10 +40,10 @@ void stats_close(struct stats_file *file)
 {
     if (file->fd >= 0)
         close(file->fd);
-    if (file->temporary[0])
-        unlink(file->temporary);
+    if (file->unused)
+        unlink(file->path);
     file->fd = -1;
-    file->temporary[0] = 0;
+    file->unused = false;
 }
 
 static json_t *integer(uint64_t value)
@@ -192,19 +183,31 @@ static json_t *build(const struct stats_run *run)
     return root;
 }
 
+/* Over what the file said; then what is left of that is cut off. */
+static int write_text(struct stats_file *file, const char *text)
+{
+    size_t length = strlen(text), done = 0;
+    while (done < length) {
+        ssize_t count = write(file->fd, text + done, length - done);
+        if (count < 0 && errno != EINTR)
+            return errno;
+        done += count > 0 ? (size_t)count : 0;
+    }
+    return file->regular && ftruncate(file->fd, (off_t)length) < 0 ? errno : 0;
+}
+
 int stats_write(struct stats_file *file, const struct stats_run *run, struct err *err)
 {
     json_t *root = build(run);
-    char *text = json_dumps(root, JSON_INDENT(2));
+    char *text = json_dumps(root, JSON_INDENT(2)), *line;
     json_decref(root);
-    if (!text)
+    if (!text || asprintf(&line, "%s\n", text) < 0) {
+        free(text);
         return file_error(file, ENOMEM, err);
-    int error = dprintf(file->fd, "%s\n", text) < 0 ? errno : 0;
-    free(text);
-    if (!error && file->temporary[0]) {
-        error = rename(file->temporary, file->path) < 0 ? errno : 0;
-        if (!error)
-            file->temporary[0] = 0;
     }
+    int error = write_text(file, line);
+    free(line);
+    free(text);
+    file->unused = false;
     return error ? file_error(file, error, err) : 0;
 }

@@ -1,10 +1,12 @@
 /*
- * --stats: what was counted, as JSON. The file's place is taken at the start, so that a wrong path
- * is told before the VM runs; it appears at the end, whole. Main thread.
+ * --stats: what was counted, as JSON. The file is opened at the start, so that a wrong path is told
+ * before the VM runs, and because the sandbox knows no paths; it is written at the end, at once.
+ * Main thread.
  */
 #ifndef PARAT_CLI_STATS_H
 #define PARAT_CLI_STATS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/bits.h"
@@ -13,12 +15,13 @@
 
 struct stats_file {
     const char *path;
-    char temporary[4096]; /* renamed to path at the end; empty: path is no regular file */
     int fd;
+    bool regular; /* and no pipe or terminal */
+    bool unused;  /* made by us, and not written yet */
 };
 
 int stats_open(struct stats_file *file, const char *path, struct err *err) MUST_USE;
-/* Drops an open file that was not written. */
+/* Removes a file that was made for nothing. */
 void stats_close(struct stats_file *file);
 
 struct stats_run {

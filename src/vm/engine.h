@@ -23,6 +23,7 @@
 struct vm_clock;
 struct engine_vm;
 struct engine_vcpu;
+struct sandbox;
 
 #define ENGINE_VCPUS_MAX 64
 
@@ -134,6 +135,7 @@ struct engine_vm_config {
     struct engine_code_config code;      /* with ENGINE_CAP_CODE_MODES */
     const struct engine_callbacks *callbacks;
     void *context;
+    const struct sandbox *sandbox; /* for threads of the engine's own, or NULL */
 };
 
 enum mem_protection { MEM_PROT_NONE = 0, MEM_PROT_READ = 1, MEM_PROT_WRITE = 2, MEM_PROT_EXEC = 4 };

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/sandbox.h"
 
 const char *machine_end_name(enum machine_end end)
 {
@@ -111,7 +112,8 @@ static int create_engine(struct machine *machine, struct err *err)
                                       .cpuid = machine->config.cpuid,
                                       .code = machine->config.code,
                                       .callbacks = &callbacks,
-                                      .context = machine};
+                                      .context = machine,
+                                      .sandbox = machine->config.sandbox};
     int error = machine->engine->vm_create(&config, &machine->engine_vm, err);
     if (error)
         return error;
@@ -441,6 +443,7 @@ enum machine_end machine_run(struct machine *machine, struct err *err)
         error = vcpus_start_threads(machine, err);
     if (error)
         return MACHINE_END_HOST_ERROR;
+    sandbox_enter(machine->config.sandbox, SANDBOX_LOOP); /* all there is to start was started */
     vm_clock_resume(machine->clock);
     set_target(m, RUN_TARGET_RUNNING);
     error = loop_run(machine->loop);

@@ -37,6 +37,8 @@ const char *machine_end_name(enum machine_end end); /* "poweroff", "debug-exit"â
 
 struct machine;
 
+struct sandbox;
+
 struct machine_config {
     const char *name;
     unsigned vcpu_count;
@@ -48,6 +50,7 @@ struct machine_config {
     bool reset_on_triple_fault;
     bool no_reboot;
     struct loop *loop;
+    const struct sandbox *sandbox; /* for the vCPUs' threads and the loop's; NULL: none */
     /*
      * Puts kernel, tables and initrd into RAM and sets vCPU 0's state (the reset state on entry).
      * Called before the first run and at each reset, with no vCPU running. May be NULL.

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/sandbox.h"
 
 static void exit_interrupted(struct vcpu *vcpu, struct vm_exit *exit)
 {
@@ -134,6 +135,7 @@ static void *vcpu_thread(void *argument)
     struct vcpu *vcpu = argument;
     struct machine *machine = vcpu->machine;
     struct machine_int *m = machine->internal;
+    sandbox_enter(machine->config.sandbox, SANDBOX_VCPU);
     while (vcpu_enter(m)) {
         uint64_t unset = 0;
         if (vcpu->index == 0 && atomic_load_explicit(&m->first_run_ns, memory_order_relaxed) == 0)

@@ -188,6 +188,7 @@ int disk_open(struct disk **out, const struct disk_config *config, struct err *e
         return err_set(err, ENOMEM, "--disk %s: out of memory", config->path);
     disk->fd = disk->direct_fd = -1;
     disk->read_only = config->read_only;
+    disk->sandbox = config->sandbox;
     pthread_mutex_init(&disk->lock, NULL);
     pthread_cond_init(&disk->idle, NULL);
     int error = open_file(disk, config, err);

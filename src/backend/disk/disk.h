@@ -13,6 +13,7 @@
 #include "base/err.h"
 
 struct disk;
+struct sandbox;
 
 enum disk_op { DISK_READ, DISK_WRITE, DISK_FLUSH, DISK_DISCARD, DISK_WRITE_ZEROES };
 
@@ -40,6 +41,7 @@ struct disk_config {
     bool use_io_uring; /* where the host allows it; otherwise the worker pool, which log_info tells
                         */
     unsigned queue_count;
+    const struct sandbox *sandbox; /* for the disk's threads, or NULL */
 };
 
 struct disk_info {

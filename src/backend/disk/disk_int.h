@@ -27,6 +27,7 @@ struct disk {
     uint64_t size;
     uint32_t block_size;
     uint32_t direct_align, direct_memory_align; /* bytes; for direct_fd */
+    const struct sandbox *sandbox;
     bool read_only;
     bool can_discard;
 

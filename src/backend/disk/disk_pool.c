@@ -23,7 +23,8 @@ void disk_pool_submit(struct disk *disk, struct disk_request *request)
 
 static int disk_pool_create(struct disk *disk, unsigned queue_count)
 {
-    return pool_create(&disk->pool, MIN(queue_count * THREADS_PER_QUEUE, THREADS_MAX));
+    unsigned count = MIN(queue_count * THREADS_PER_QUEUE, THREADS_MAX);
+    return pool_create_confined(&disk->pool, count, disk->sandbox);
 }
 
 static void disk_pool_destroy(struct disk *disk)

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "backend/disk/disk_int.h"
+#include "base/sandbox.h"
 
 #define RING_ENTRIES   256 /* requests in the ring at most; the completion queue has twice that */
 #define SUBMIT_RETRIES 1000
@@ -124,6 +125,7 @@ static void *reap(void *context)
     struct disk *disk = context;
     struct disk_uring *uring = disk->uring;
     pthread_setname_np(pthread_self(), "parat-uring");
+    sandbox_enter(disk->sandbox, SANDBOX_REAPER);
     for (;;) {
         struct io_uring_cqe *cqe;
         if (io_uring_wait_cqe(&uring->ring, &cqe) < 0)
@@ -211,7 +213,7 @@ static int disk_uring_create(struct disk *disk, unsigned queue_count)
     disk->uring = uring;
     error = restrict_ring(disk, uring);
     if (!error)
-        error = pool_create(&disk->pool, 1);
+        error = pool_create_confined(&disk->pool, 1, disk->sandbox);
     if (!error)
         error = start_reaper(disk, uring);
     if (error)

@@ -67,6 +67,7 @@ struct net_user_forward {
 struct net_user_config {
     struct loop *loop;
     bool host_loopback; /* the guest reaches the host's 127.0.0.1 as 10.0.2.2 */
+    bool confined;      /* the helper enters its sandbox */
     unsigned forward_count;
     struct net_user_forward forward[NET_USER_FORWARDS_MAX];
 };

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -27,6 +28,7 @@ struct net_user {
     struct net net;
     struct loop *loop;
     pid_t helper;
+    int pidfd; /* of the helper, or -1 */
     struct loop_watch watch;
     bool watched; /* the rest of this block: loop thread */
     uint32_t watched_events;
@@ -142,12 +144,15 @@ static void user_pause_receive(struct net *net, bool paused)
 
 /* Closing */
 
-static void end_helper(pid_t helper)
+/* The end of its socket would end it, too, when it comes to that. By pidfd, because the sandbox
+ * knows no other processes. */
+static void end_helper(const struct net_user *user)
 {
-    if (helper <= 0)
+    if (user->helper <= 0)
         return;
-    kill(helper, SIGKILL); /* it has nothing to save */
-    while (waitpid(helper, NULL, 0) < 0 && errno == EINTR)
+    if (user->pidfd >= 0)
+        (void)syscall(SYS_pidfd_send_signal, user->pidfd, SIGKILL, NULL, 0); /* nothing to save */
+    while (waitpid(user->helper, NULL, 0) < 0 && errno == EINTR)
         ;
 }
 
@@ -159,7 +164,9 @@ static void user_close(struct net *net)
         loop_watch_remove(&user->watch);
     if (user->watch.fd >= 0)
         close(user->watch.fd);
-    end_helper(user->helper);
+    end_helper(user);
+    if (user->pidfd >= 0)
+        close(user->pidfd);
     free(user);
 }
 
@@ -213,6 +220,7 @@ static int start_helper(struct net_user *user, struct err *err)
         return err_set(err, -error, "--net user: cannot start the network helper: %s",
                        strerror(-error));
     }
+    user->pidfd = (int)syscall(SYS_pidfd_open, user->helper, 0);
     return 0;
 }
 
@@ -233,6 +241,7 @@ static int say_hello(struct net_user *user, const struct net_user_config *config
 {
     struct net_user_hello hello = {.magic = NET_USER_HELLO_MAGIC,
                                    .host_loopback = config->host_loopback,
+                                   .confined = config->confined,
                                    .forward_count = config->forward_count};
     memcpy(hello.forward, config->forward, sizeof hello.forward);
     struct net_user_answer answer = {0};
@@ -253,7 +262,7 @@ int net_user_open(struct net **out, const struct net_user_config *config, struct
         return err_set(err, ENOMEM, "--net user: out of memory");
     user->net.ops = &net_user_ops;
     user->loop = config->loop;
-    user->watch.fd = -1;
+    user->watch.fd = user->pidfd = -1;
     user->watch.handler = on_event;
     user->message.handler = on_message;
     atomic_store(&user->paused, true); /* until the card has buffers */

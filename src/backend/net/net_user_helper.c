@@ -21,6 +21,7 @@
 #include "backend/net/net_user_int.h"
 #include "base/clock.h"
 #include "base/list.h"
+#include "base/sandbox.h"
 
 #define POLL_MAX       4096
 #define BACKLOG_MAX    (4u << 20) /* bytes of frames that wait for the VM process */
@@ -255,6 +256,21 @@ static struct net_user_answer add_forwards(struct helper *helper,
     return (struct net_user_answer) {0, UINT32_MAX};
 }
 
+/* Everything is open that needs a privilege. */
+static int confine(void)
+{
+    struct sandbox *sandbox;
+    struct err err;
+    sandbox_leave_root();
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* another user: the kernel has forgotten it */
+    int error = sandbox_create(&sandbox, BIT(SANDBOX_NET_HELPER), &err);
+    if (error)
+        return error;
+    sandbox_enter(sandbox, SANDBOX_NET_HELPER);
+    sandbox_destroy(sandbox);
+    return 0;
+}
+
 static int start(struct helper *helper)
 {
     struct net_user_hello hello;
@@ -265,6 +281,8 @@ static int start(struct helper *helper)
                                      .forward_index = UINT32_MAX};
     if (!answer.error)
         answer = add_forwards(helper, &hello);
+    if (!answer.error && hello.confined)
+        answer.error = confine();
     if (send(helper->socket, &answer, sizeof answer, MSG_NOSIGNAL) < 0)
         return -errno;
     return answer.error;
@@ -276,6 +294,7 @@ int net_user_helper_main(void)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     prctl(PR_SET_NAME, "parat-net");
+    close_range(NET_USER_HELPER_FD + 1, ~0u, 0); /* what the user's shell left open */
     struct sigaction ignore = {.sa_handler = SIG_IGN};
     sigaction(SIGPIPE, &ignore, NULL);
     struct helper *helper = calloc(1, sizeof *helper);

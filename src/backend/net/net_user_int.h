@@ -14,7 +14,7 @@
 
 struct net_user_hello {
     uint32_t magic;
-    bool host_loopback;
+    bool host_loopback, confined;
     uint32_t forward_count;
     struct net_user_forward forward[NET_USER_FORWARDS_MAX];
 };

@@ -91,6 +91,7 @@ static int create_decoder(struct engine_vm *vm, struct err *err)
 
 static int start_timer(struct engine_vm *vm, struct err *err)
 {
+    vm->timer.sandbox = vm->config.sandbox;
     int error = soft_timer_start(&vm->timer, vm->config.vcpu_count, soft_timer_expired, vm);
     if (error)
         return err_set(err, -error, "engine soft: cannot start a thread: %s", strerror(-error));

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/sandbox.h"
 
 static void futex(_Atomic uint32_t *word, int operation, uint32_t value,
                   const struct timespec *deadline)
@@ -55,6 +56,7 @@ static void *run(void *argument)
 {
     struct soft_timer *timer = argument;
 
+    sandbox_enter(timer->sandbox, SANDBOX_ALARM);
     prctl(PR_SET_TIMERSLACK, 1ul, 0ul, 0ul, 0ul); /* the default is 50 microseconds */
     while (!atomic_load(&timer->closing)) {
         uint32_t word = atomic_load(&timer->word);

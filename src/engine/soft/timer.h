@@ -33,6 +33,7 @@ struct soft_timer {
     void *context;
     pthread_t thread;
     bool started;
+    const struct sandbox *sandbox; /* set before the start; NULL: none */
 };
 
 /* expired runs on the alarm's thread, after the deadline, which is withdrawn by then. */
