@@ -7,8 +7,7 @@
 #include <sys/prctl.h>
 
 #include "base/sandbox.h"
-
-#include "sandbox_names.h" /* static const char *const call_names[] */
+#include "base/sandbox_names.h" /* static const char *const call_names[], made by tools/call-names */
 
 #define SECCOMP_CODE 1 /* SYS_SECCOMP of siginfo's si_code */
 
