@@ -57,7 +57,10 @@ static void allow_reading(int rules, const char *folder)
     close(beneath.parent_fd);
 }
 
-/* A resolver replaces its file, so it is the folders that count: of the link and of its target. */
+/*
+ * A resolver replaces its file, so it is the folders that count: of the link and of its target. Not
+ * the root folder, which would be everything.
+ */
 static void allow_name_servers(int rules)
 {
     char target[PATH_MAX];
@@ -65,7 +68,7 @@ static void allow_name_servers(int rules)
     if (!realpath("/etc/resolv.conf", target))
         return;
     *strrchr(target, '/') = 0;
-    if (strncmp(target, "/run/", 5) == 0)
+    if (target[0])
         allow_reading(rules, target);
 }
 

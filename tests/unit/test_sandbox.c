@@ -4,6 +4,8 @@
  */
 #include "test.h"
 
+#include <arpa/inet.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -13,6 +15,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -276,6 +279,47 @@ static void the_network_helper_reads_the_name_servers_file_and_no_other_folder(v
     assert_int_equal(run(SANDBOX_NET_HELPER, open_another_path, said, sizeof said), 0);
 }
 
+/* Landlock alone, without the filter that stands before it. 0, or which try went through. */
+static int in_the_domain_of_the_vm(int rules)
+{
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9)};
+    bool has_net = syscall(SYS_landlock_create_ruleset, NULL, 0, 1) >= 4;
+
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (sandbox_landlock_enter(rules))
+        return 1;
+    if (open("/etc/passwd", O_RDONLY) >= 0 || errno != EACCES)
+        return 2;
+    if (open("/tmp/parat-sandbox-test", O_RDWR | O_CREAT, 0600) >= 0 || errno != EACCES)
+        return 3;
+    if (mkdir("/tmp/parat-sandbox-test", 0700) == 0 || errno != EACCES)
+        return 4;
+    if (rmdir("/tmp/parat-sandbox-test") == 0 || (errno != EACCES && errno != ENOENT))
+        return 5;
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int s = socket(AF_INET, SOCK_STREAM, 0);
+    if (has_net && (connect(s, (struct sockaddr *)&to, sizeof to) == 0 || errno != EACCES))
+        return 6;
+    if (has_net && (bind(s, (struct sockaddr *)&to, sizeof to) == 0 || errno != EACCES))
+        return 7;
+    return 0;
+}
+
+static void no_path_and_no_port_is_left_to_the_vm_by_landlock_alone(void **state)
+{
+    int rules = sandbox_landlock_make(SANDBOX_LOOP), status;
+
+    if (rules < 0)
+        skip(); /* the kernel has no Landlock */
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0)
+        _exit(in_the_domain_of_the_vm(rules));
+    close(rules);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
 /* --- the table --- */
 
 static void every_row_has_a_reason_and_none_is_there_twice(void **state)
@@ -313,6 +357,7 @@ int main(void)
         cmocka_unit_test(roles_differ),
         cmocka_unit_test(each_role_has_memory_locks_and_an_end),
         cmocka_unit_test(the_network_helper_reads_the_name_servers_file_and_no_other_folder),
+        cmocka_unit_test(no_path_and_no_port_is_left_to_the_vm_by_landlock_alone),
         cmocka_unit_test(every_row_has_a_reason_and_none_is_there_twice),
         cmocka_unit_test(calls_have_names),
         cmocka_unit_test(no_sandbox_is_none),
