@@ -220,6 +220,7 @@ int main(int argc, char **argv)
         return 2;
     }
     log_set_level(LOG_ERROR);
+    options.no_sandbox = true; /* machines follow each other in this process */
     int status = run_moves(&o, &options);
     run_options_free(&options);
     return status;
