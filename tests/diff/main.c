@@ -131,11 +131,21 @@ static bool host_cannot_tell(const struct worker *w)
            (wraps_around(w) || diff_policy_differs_on_intel(&insn, w->ours.vector));
 }
 
+/* No program has the last page of the lower half; whether it is present is the host kernel's
+ * affair.
+ */
+static bool same_page_fault(const struct diff_end *a, const struct diff_end *b)
+{
+    bool last = a->vector == X86_PF_FAULT && a->cr2 >> 12 == 0x7ffffffff;
+
+    return a->cr2 == b->cr2 && ((a->error ^ b->error) & ~(last ? 1ull : 0)) == 0;
+}
+
 static bool same(const struct worker *w, const struct diff_end *a, const struct diff_end *b)
 {
     if (!same_state(a, b))
         return false;
-    if (a->vector == b->vector && a->error == b->error && a->cr2 == b->cr2)
+    if (a->vector == b->vector && same_page_fault(a, b))
         return true;
     return is_memory_fault(a->vector) && is_memory_fault(b->vector) &&
            either_may_fault(w, a->state.rip);

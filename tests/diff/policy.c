@@ -196,9 +196,10 @@ static bool uses_mmx(const struct diff_insn *i)
 bool diff_policy_differs_on_intel(const struct diff_insn *i, unsigned vector)
 {
     if (vector == X86_AC_FAULT)
-        return i->z.meta.exception_class != ZYDIS_EXCEPTION_CLASS_NONE;
+        return i->z.meta.exception_class != ZYDIS_EXCEPTION_CLASS_NONE || uses_mmx(i);
     switch (i->z.mnemonic) {
     case ZYDIS_MNEMONIC_CALL:
+    case ZYDIS_MNEMONIC_FISTTP:
     case ZYDIS_MNEMONIC_VCVTPS2PH:
     case ZYDIS_MNEMONIC_MASKMOVDQU:
     case ZYDIS_MNEMONIC_VMASKMOVDQU:
