@@ -63,6 +63,7 @@ struct vcpu {
     struct machine *machine;
     unsigned index;
     struct engine_vcpu *engine;
+    struct emulator *emulator; /* NULL until an instruction needs it */
     pthread_t thread;
     bool thread_started;
 };

@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/sandbox.h"
+#include "vm/emulate.h"
 
 static void exit_interrupted(struct vcpu *vcpu, struct vm_exit *exit)
 {
@@ -61,6 +62,17 @@ static void exit_shutdown(struct vcpu *vcpu, struct vm_exit *exit)
         machine_request_end(vcpu->machine, MACHINE_END_TRIPLE_FAULT);
 }
 
+/* What the engine cannot execute. An exception is delivered; what ends the CPU ends the machine. */
+static void exit_emulate(struct vcpu *vcpu, struct vm_exit *exit)
+{
+    struct err err = {{0}};
+    enum emulate_result result = emulator_run(vcpu, &err);
+    if (result == EMULATE_SHUTDOWN)
+        exit_shutdown(vcpu, exit);
+    else if (result == EMULATE_ERROR)
+        machine_request_host_error(vcpu->machine, "vCPU %u: %s", vcpu->index, err.text);
+}
+
 static void exit_error(struct vcpu *vcpu, struct vm_exit *exit)
 {
     machine_request_host_error(vcpu->machine, "vCPU %u: engine %s: %s", vcpu->index,
@@ -81,7 +93,7 @@ static exit_handler *const exit_handlers[VM_EXIT_KIND_COUNT] = {
     [VM_EXIT_INTERRUPTED] = exit_interrupted,
     [VM_EXIT_IO] = exit_io,
     [VM_EXIT_MMIO] = exit_mmio,
-    [VM_EXIT_EMULATE] = exit_unknown, /* comes with the first engine that needs it */
+    [VM_EXIT_EMULATE] = exit_emulate,
     [VM_EXIT_HLT] = exit_unknown,
     [VM_EXIT_SHUTDOWN] = exit_shutdown,
     [VM_EXIT_MSR] = exit_msr,
@@ -213,5 +225,7 @@ void vcpus_destroy(struct machine *machine)
         if (machine->vcpu[i].engine)
             machine->engine->vcpu_destroy(machine->vcpu[i].engine);
         machine->vcpu[i].engine = NULL;
+        emulator_destroy(machine->vcpu[i].emulator);
+        machine->vcpu[i].emulator = NULL;
     }
 }

@@ -55,7 +55,7 @@ static void free_vcpu(struct engine_vcpu *vcpu)
     lockstep_destroy(vcpu);
     block_cache_destroy(&vcpu->cache);
     x86_translator_destroy(vcpu->translator);
-    soft_stub_memory_destroy(&vcpu->code_memory);
+    stub_memory_destroy(&vcpu->code_memory);
     pthread_mutex_destroy(&vcpu->post_lock);
     release_vcpu(vcpu);
 }
@@ -68,14 +68,14 @@ static void vm_destroy(struct engine_vm *vm)
     soft_memory_destroy(vm);
     x86_decoder_destroy(vm->decoder);
     x86_stubs_destroy(vm->stubs);
-    soft_stub_memory_destroy(&vm->stub_memory);
+    stub_memory_destroy(&vm->stub_memory);
     exclusive_destroy(&vm->exclusive);
     free(vm);
 }
 
 static int create_decoder(struct engine_vm *vm, struct err *err)
 {
-    int error = soft_stub_memory_create(&vm->stub_memory, X86_STUBS_SIZE, err);
+    int error = stub_memory_create(&vm->stub_memory, X86_STUBS_SIZE, err);
     if (error)
         return error;
     struct x86_stub_memory memory = {.write = vm->stub_memory.write,
@@ -188,8 +188,8 @@ static int create_translator(struct engine_vcpu *vcpu, struct err *err)
         log_warning("engine soft: code is interpreted, not translated: %s", why);
         return 0;
     }
-    int error = soft_stub_memory_create(&vcpu->code_memory,
-                                        align_up(config->code.cache_size, PAGE_SIZE), err);
+    int error =
+        stub_memory_create(&vcpu->code_memory, align_up(config->code.cache_size, PAGE_SIZE), err);
     if (error)
         return error;
     struct x86_translator_config translator = {

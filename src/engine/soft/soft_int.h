@@ -17,6 +17,7 @@
 #include "engine/soft/lockstep.h"
 #include "engine/soft/timer.h"
 #include "vm/engine.h"
+#include "vm/stub_memory.h"
 #include "x86/cpu.h"
 #include "x86/lapic.h"
 #include "x86/translate.h"
@@ -41,12 +42,6 @@ struct soft_slot {
 #define SOFT_WRITER_NONE 0
 #define SOFT_WRITER_MANY 255
 
-/* Executable memory for x86/stub.h: one memfd seen twice. */
-struct soft_stub_memory {
-    uint8_t *write, *execute; /* with guard pages around */
-    size_t size;
-};
-
 struct engine_vm {
     struct engine_vm_config config;
     uint64_t tsc_hz;
@@ -58,7 +53,7 @@ struct engine_vm {
     unsigned slot_count;
     pthread_mutex_t page_lock[SOFT_PAGE_LOCKS];
 
-    struct soft_stub_memory stub_memory;
+    struct stub_memory stub_memory;
     struct x86_stubs *stubs;
     struct x86_decoder *decoder;
 
@@ -73,7 +68,7 @@ struct engine_vm {
 
 struct engine_vcpu {
     struct x86_cpu cpu; /* first, with X86_TRANSLATE_HEADROOM below: see x86/translate.h */
-    struct soft_stub_memory code_memory;
+    struct stub_memory code_memory;
     struct x86_translator *translator; /* NULL: everything is interpreted */
     struct engine_vm *vm;
     unsigned index;
@@ -187,11 +182,8 @@ bool soft_kvmclock_msr_write(struct engine_vcpu *vcpu, uint32_t index, uint64_t 
 /* Writes the time page again, and moves the APIC timer's deadline, where the TSC was set. */
 void soft_look_at_tsc(struct engine_vcpu *vcpu);
 
-/* --- stub_memory.c, probe.c, features.c --- */
+/* --- probe.c, features.c --- */
 
-/* size: a multiple of the page size. */
-int soft_stub_memory_create(struct soft_stub_memory *memory, size_t size, struct err *err) MUST_USE;
-void soft_stub_memory_destroy(struct soft_stub_memory *memory);
 void soft_probe(struct engine_probe *out);
 void soft_cpu_features(struct x86_features *out);
 

@@ -2,14 +2,14 @@
  * Executable memory for the stubs and the translated code of x86/: one memfd mapped twice, writable
  * and executable apart, each at an address of the kernel's choice between guard pages. Loop thread.
  */
+#include "vm/stub_memory.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/addr.h"
-#include "engine/soft/soft_int.h"
-#include "x86/stub.h"
 
 static uint8_t *map_guarded(int fd, size_t size, int protection)
 {
@@ -31,19 +31,19 @@ static void unmap_guarded(uint8_t *inside, size_t size)
         munmap(inside - PAGE_SIZE, size + 2 * PAGE_SIZE);
 }
 
-void soft_stub_memory_destroy(struct soft_stub_memory *memory)
+void stub_memory_destroy(struct stub_memory *memory)
 {
     unmap_guarded(memory->write, memory->size);
     unmap_guarded(memory->execute, memory->size);
-    *memory = (struct soft_stub_memory) {0};
+    *memory = (struct stub_memory) {0};
 }
 
-int soft_stub_memory_create(struct soft_stub_memory *memory, size_t size, struct err *err)
+int stub_memory_create(struct stub_memory *memory, size_t size, struct err *err)
 {
-    *memory = (struct soft_stub_memory) {.size = size};
+    *memory = (struct stub_memory) {.size = size};
     int fd = memfd_create("parat-code", MFD_CLOEXEC);
     if (fd < 0)
-        return err_set(err, errno, "engine soft: cannot make memory for code: %s", strerror(errno));
+        return err_set(err, errno, "cannot make memory for code: %s", strerror(errno));
     if (!ftruncate(fd, (off_t)size)) {
         memory->write = map_guarded(fd, memory->size, PROT_READ | PROT_WRITE);
         if (memory->write)
@@ -53,8 +53,7 @@ int soft_stub_memory_create(struct soft_stub_memory *memory, size_t size, struct
     close(fd);
     if (memory->execute)
         return 0;
-    soft_stub_memory_destroy(memory);
-    return err_set(err, error,
-                   "engine soft: the host does not let a program make executable memory: %s",
+    stub_memory_destroy(memory);
+    return err_set(err, error, "the host does not let a program make executable memory: %s",
                    strerror(error));
 }
