@@ -100,9 +100,12 @@ static int load(struct machine *machine, void *context, struct x86_state *bsp, s
 
 static int build_cpu(struct composition *c, struct err *err)
 {
+    const struct engine_ops *engine = c->choice.engine;
     struct x86_features available;
-    c->choice.engine->cpu_features(&available);
-    struct x86_cpuid_config config = {.vcpu_count = c->options->cpus, .tsc_hz = Q35_TSC_HZ};
+    engine->cpu_features(&available);
+    uint64_t wanted = c->options->tsc_hz ? c->options->tsc_hz : Q35_TSC_HZ;
+    c->tsc_hz = engine->tsc_hz ? engine->tsc_hz(wanted) : wanted;
+    struct x86_cpuid_config config = {.vcpu_count = c->options->cpus, .tsc_hz = c->tsc_hz};
     int error = x86_cpu_model(c->options->cpu, &available, &config.features, err);
     if (error)
         return error;
@@ -120,7 +123,7 @@ static int create_machine(struct composition *c, struct err *err)
         .name = o->name,
         .vcpu_count = o->cpus,
         .ram_size = o->memory,
-        .tsc_hz = Q35_TSC_HZ,
+        .tsc_hz = c->tsc_hz,
         .engine = c->choice.engine,
         .code = o->code,
         .cpuid = &c->cpuid,

@@ -21,6 +21,7 @@ struct sandbox;
 struct composition {
     const struct run_options *options;
     struct engine_choice choice;
+    uint64_t tsc_hz; /* the guest's */
     struct x86_cpuid_table cpuid;
     struct sandbox *sandbox; /* NULL: --sandbox off */
     struct loop *loop;

@@ -10,7 +10,7 @@
 
 struct engine_choice {
     const struct engine_ops *engine;
-    char why[400]; /* for the user: "soft (auto): …" */
+    char why[1000]; /* for the user: "engine soft (auto: …" */
 };
 
 /*
@@ -19,5 +19,16 @@ struct engine_choice {
  */
 int engines_choose(struct engine_choice *out, const char *name, bool code,
                    struct err *err) MUST_USE;
+
+#define ENGINES_MAX 4
+
+struct engine_report {
+    const char *name;
+    struct engine_probe probe;
+    bool is_auto; /* `auto` takes this one */
+};
+
+/* Probes all of them, in the table's order. Returns how many there are. */
+size_t engines_report(struct engine_report out[ENGINES_MAX]);
 
 #endif

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/sandbox.h"
 #include "cli/cli.h"
+#include "cli/cmd_doctor.h"
 #include "cli/cmd_run.h"
 #include "cli/exit_status.h"
 
@@ -68,6 +69,7 @@ static int cmd_help(const struct cli *cli, char **args);
 
 static const struct cli_command commands[] = {
     {"run", "create a virtual machine and run it", cmd_run},
+    {"doctor", "tell what this host can run virtual machines with", cmd_doctor},
     {"version", "print the version", cmd_version},
     {"help", "show this", cmd_help},
     {NET_USER_HELPER_COMMAND, NULL, cmd_net_helper},
@@ -85,7 +87,8 @@ static int cmd_help(const struct cli *cli, char **args)
         if (commands[i].help)
             printf("  %-10s %s\n", commands[i].name, commands[i].help);
     puts("\n"
-         "'parat COMMAND --help' tells a command's options. See also parat(1) and parat-run(1).");
+         "'parat COMMAND --help' tells a command's options. See also parat(1), parat-run(1) and\n"
+         "parat-doctor(1).");
     return EXIT_OK;
 }
 

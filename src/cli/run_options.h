@@ -42,6 +42,7 @@ struct run_options {
     char engine[RUN_ENGINE_NAME_MAX + 1];
     bool has_code; /* --engine had options that set `code` */
     struct engine_code_config code;
+    uint64_t tsc_hz; /* for tests; 0: the machine model's */
     unsigned cpus;
     uint64_t memory;
     const char *kernel, *append, *stats;

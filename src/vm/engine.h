@@ -32,6 +32,7 @@ enum engine_verdict { ENGINE_UNUSABLE, ENGINE_SLOW, ENGINE_USABLE };
 struct engine_probe {
     enum engine_verdict verdict;
     char reason[256];          /* "because…", for the user; empty when there is nothing to say */
+    char remedy[256];          /* what the user can do about it; empty: nothing */
     double user_ns, kernel_ns; /* measured time per instruction; 0: not measured */
     unsigned rank;             /* `auto` takes the usable engine with the highest rank */
 };
@@ -59,8 +60,9 @@ struct engine_code_config {
     uint64_t cache_size; /* bytes of translated code that each vCPU keeps; 0: the default */
 };
 
-/* What run returns. An engine that executes instructions itself reaches the buses by its callbacks
- * in the middle of an instruction and never returns IO, MMIO, MSR, CPUID or EMULATE. */
+/* What run returns; it and what it points to are valid until the next call. An engine that executes
+ * instructions itself reaches the buses by its callbacks in the middle of an instruction and never
+ * returns IO, MMIO, MSR, CPUID or EMULATE. */
 enum vm_exit_kind {
     VM_EXIT_INTERRUPTED, /* kicked, or a signal: look at requests and call run again */
     VM_EXIT_IO,
@@ -89,7 +91,7 @@ struct vm_exit {
             gpa_t address;
             uint8_t size; /* 1 to 8 */
             bool write;
-            uint8_t data[8]; /* the machine fills it on a read */
+            uint8_t *data; /* size bytes; the machine fills it on a read */
         } mmio;
         struct {
             gpa_t address;
@@ -200,6 +202,11 @@ struct engine_ops {
     unsigned (*capabilities)(void); /* enum engine_capability */
     /* The CPUID features that this engine can give on this host. */
     void (*cpu_features)(struct x86_features *out);
+    /*
+     * The TSC frequency that a VM gets on this host which wants `wanted`: that, or the host's where
+     * nothing scales it. May be NULL: any will do.
+     */
+    uint64_t (*tsc_hz)(uint64_t wanted);
 
     int (*vm_create)(const struct engine_vm_config *config, struct engine_vm **out,
                      struct err *err);
