@@ -39,9 +39,9 @@ static void timer(void)
     check(wait_for(0x50, 1), "one-shot timer fires");
     check(APIC(0x390) == 0, "one-shot timer stops at zero");
     APIC(0x320) = 0x50 | 1 << 17;
-    APIC(0x380) = 50000;
+    APIC(0x380) = 500000; /* KVM has none shorter than 200 microseconds */
     check(wait_for(0x50, 6), "periodic timer fires again and again");
-    check(APIC(0x390) <= 50000, "the current count stays below the initial one");
+    check(APIC(0x390) <= 500000, "the current count stays below the initial one");
     APIC(0x320) = 0x50 | 1 << 16;
     unsigned before = count[0x50];
     uint64_t end = rdtsc() + 3000000;

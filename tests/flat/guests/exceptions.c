@@ -26,7 +26,7 @@ TRY(load_not_present_ss, "mov $0x60, %%ecx; mov %%ecx, %%ss")
 TRY(jump_non_canonical, "mov $0x800000000000, %%rcx; jmp *%%rcx")
 TRY(bad_cr0, "mov %%cr0, %%rcx; and $~1, %%rcx; mov %%rcx, %%cr0")    /* PG without PE */
 TRY(bad_cr4, "mov %%cr4, %%rcx; and $~0x20, %%rcx; mov %%rcx, %%cr4") /* PAE off in long mode */
-TRY(reserved_cr4, "mov %%cr4, %%rcx; bts $40, %%rcx; mov %%rcx, %%cr4")
+TRY(reserved_cr4, "mov %%cr4, %%rcx; bts $30, %%rcx; mov %%rcx, %%cr4")
 TRY(x87_with_ts, "mov %%cr0, %%rcx; or $8, %%rcx; mov %%rcx, %%cr0; fnop")
 TRY(sse_with_em, "mov %%cr0, %%rcx; or $4, %%rcx; mov %%rcx, %%cr0; xorps %%xmm0, %%xmm0")
 TRY(far_return_null, "push $0; push $0; lretq")
