@@ -398,7 +398,8 @@ static const struct option table[] = {
     {"name", "NAME", "what the VM is called (default: parat)", false, parse_name},
     {"machine", "MODEL", "q35-1 (default): its hardware never changes", false, parse_machine},
     {"engine", "ENGINE[,OPTION...]",
-     "auto (default: the fastest usable one) or soft.\n"
+     "auto (default: the fastest usable one), kvm or soft;\n"
+     "'parat doctor' tells what is usable here.\n"
      "Options of soft:\n"
      "mode=translate|interpret|lockstep   how code is run;\n"
      "             lockstep checks one by the other\n"

@@ -215,8 +215,6 @@ static const struct {
     SAME(sfmask),
     SAME(kernel_gs_base),
     SAME(sysenter_cs),
-    SAME(sysenter_esp),
-    SAME(sysenter_eip),
     SAME(tsc_aux),
     SAME(pat),
     SAME(apic_base),
@@ -310,6 +308,13 @@ static bool same_x87_pointers(const struct x86_fpu *a, const struct x86_fpu *b)
            a->fds == b->fds;
 }
 
+/* SYSENTER does not exist in long mode on AMD's CPUs: 32 bits are all that is used. */
+static bool same_sysenter(const struct x86_state *a, const struct x86_state *b)
+{
+    return (uint32_t)a->sysenter_esp == (uint32_t)b->sysenter_esp &&
+           (uint32_t)a->sysenter_eip == (uint32_t)b->sysenter_eip;
+}
+
 bool x86_state_equal(const struct x86_state *a, const struct x86_state *b, const char **what)
 {
     for (size_t i = 0; i < sizeof plain / sizeof plain[0]; i++) {
@@ -322,5 +327,7 @@ bool x86_state_equal(const struct x86_state *a, const struct x86_state *b, const
     *what = differing_segment(a, b);
     if (!*what && !same_x87_pointers(&a->fpu, &b->fpu))
         *what = "fpu pointers";
+    if (!*what && !same_sysenter(a, b))
+        *what = "sysenter registers";
     return !*what;
 }

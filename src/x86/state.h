@@ -4,7 +4,7 @@
  *
  * Normalisation (two states that differ only in this are equal): FIP/FDP/FOP of x87 when no
  * unmasked exception is pending; timer deadlines to the nanosecond; hidden parts of unusable
- * segments.
+ * segments; the upper halves of SYSENTER_ESP and _EIP, which AMD's CPUs do not have.
  */
 #ifndef PARAT_X86_STATE_H
 #define PARAT_X86_STATE_H

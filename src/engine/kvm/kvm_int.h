@@ -16,9 +16,10 @@
 
 #include "vm/engine.h"
 
-#define KVM_SLOTS_MAX  64
-#define KVM_ROUTES_MAX 64 /* level-triggered messages whose end we hear of: more than IOAPIC pins  \
-                           */
+#define KVM_SLOTS_MAX 64
+#define KVM_ROUTES_MAX                                                                             \
+    64 /* level-triggered messages whose end we hear of: more than IOAPIC pins                     \
+        */
 #define KVM_TSC_KHZ_MAX UINT32_MAX
 
 /* A piece of the guest-physical address space. Those the guest may not even read are not given to
