@@ -211,7 +211,7 @@ do_net() {
 }
 
 do_fetch() {
-    wget -q -T 20 -O /tmp/fetched "$url" || return 1
+    timeout 20 wget -q -O /tmp/fetched "$url" || return 1 # its own -T crashes
     say "fetched $(wc -c </tmp/fetched) bytes md5 $(md5sum </tmp/fetched | cut -d' ' -f1)"
 }
 
