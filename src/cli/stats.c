@@ -154,7 +154,8 @@ static void add_machine(json_t *root, const struct stats_run *run)
                         first_ns ? integer(first_ns - run->start_ns) : json_null());
     json_object_set_new(root, "instructions",
                         counts ? integer(counters.vcpu.instructions) : json_null());
-    json_object_set_new(root, "interrupts", integer(counters.vcpu.interrupts));
+    json_object_set_new(root, "interrupts",
+                        counts ? integer(counters.vcpu.interrupts) : json_null());
     json_object_set_new(root, "resets", integer(counters.resets));
     json_object_set_new(root, "lockstep",
                         machine->config.code.mode == ENGINE_CODE_LOCKSTEP

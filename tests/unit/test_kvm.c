@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/loop.h"
 #include "engine/kvm/kvm.h"
 #include "engine/kvm/kvm_int.h"
 #include "vm/clock.h"
@@ -164,6 +165,8 @@ static void test_kernel_mode_as_fast_as_user_mode_is_usable(void **state)
 
 struct test_vm {
     uint8_t *ram;
+    struct loop *loop;
+    struct vm_clock *clock;
     struct x86_cpuid_table cpuid;
     struct engine_vm *vm;
     struct engine_vcpu *vcpu[2];
@@ -224,6 +227,8 @@ PROGRAM(apic_handler, "incl 0x4010\nmovl $0, 0xfee000b0\niret")
 PROGRAM(pic_handler, "incl 0x4020\niret")
 PROGRAM(nmi_handler, "incl 0x4030\niret")
 PROGRAM(store_program, "movl $7, 0x4000\nmovl $8, 0x6000\n1: cli\nhlt\njmp 1b")
+PROGRAM(tsc_program, "1: rdtsc\nxchgl %eax, %edx\noutl %eax, $0x41\nxchgl %eax, %edx\n"
+                     "outl %eax, $0x40\njmp 1b")
 PROGRAM(bell_program, "movw $3, 0x90000000\nmovl $1, %eax\noutl %eax, $0x40\n1: hlt\njmp 1b")
 
 #define LOAD(t, at, program) memcpy((t)->ram + (at), program, (size_t)(program##_end - (program)))
@@ -286,8 +291,14 @@ static int set_up(void **state)
     struct x86_cpuid_config cpuid = {.vcpu_count = 2, .brand = "test"};
     engine_kvm.cpu_features(&cpuid.features);
     x86_cpuid_build(&t->cpuid, &cpuid);
-    struct engine_vm_config config = {
-        .vcpu_count = 2, .cpuid = &t->cpuid, .callbacks = &callbacks, .context = t};
+    assert_int_equal(loop_create(&t->loop), 0);
+    assert_int_equal(vm_clock_create(&t->clock, t->loop), 0);
+    vm_clock_resume(t->clock);
+    struct engine_vm_config config = {.vcpu_count = 2,
+                                      .clock = t->clock,
+                                      .cpuid = &t->cpuid,
+                                      .callbacks = &callbacks,
+                                      .context = t};
     struct err err = {{0}};
     if (engine_kvm.vm_create(&config, &t->vm, &err))
         fail_msg("%s", err.text);
@@ -305,6 +316,8 @@ static int tear_down(void **state)
     struct test_vm *t = *state;
     if (t->vm) {
         engine_kvm.vm_destroy(t->vm);
+        vm_clock_destroy(t->clock);
+        loop_destroy(t->loop);
         munmap(t->ram, RAM_SIZE);
     }
     free(t);
@@ -709,6 +722,56 @@ static void test_an_interrupt_that_comes_while_a_state_is_changed_stays(void **s
     assert_int_equal(s.gpr[X86_RBX], 99);
 }
 
+/* The guest's TSC now. */
+static uint64_t guest_tsc(struct test_vm *t)
+{
+    struct vm_exit exit = run(t, 0);
+    assert_true(exit.kind == VM_EXIT_IO && exit.io.port == 0x41);
+    uint64_t high = load_le32(exit.io.data);
+    exit = run(t, 0);
+    return high << 32 | load_le32(exit.io.data);
+}
+
+static void test_the_tsc_stands_still_in_a_pause(void **state)
+{
+    struct test_vm *t = vm_of(state);
+    const uint64_t pause_ns = 300 * 1000000ull;
+    struct engine_vm_state s;
+    LOAD(t, CODE, tsc_program);
+    begin(t, 0);
+    assert_int_equal(engine_kvm.vm_get_state(t->vm, &s), 0);
+    uint64_t pause = mul_div_u64(pause_ns, s.tsc_hz, NS_PER_S);
+    uint64_t before = guest_tsc(t), end = clock_host_ns() + pause_ns;
+    assert_true(before < s.tsc_hz * 60); /* it began with VM time */
+    vm_clock_pause(t->clock);
+    while (clock_host_ns() < end)
+        usleep(1000);
+    vm_clock_resume(t->clock);
+    uint64_t after = guest_tsc(t);
+    assert_true(after > before);
+    assert_true(after - before < pause / 2);
+}
+
+static void test_a_tsc_that_the_guest_has_set_stays_set(void **state)
+{
+    struct test_vm *t = vm_of(state);
+    struct x86_state s;
+    struct err err = {{0}};
+    LOAD(t, CODE, tsc_program);
+    begin(t, 0);
+    (void)guest_tsc(t);
+    assert_int_equal(engine_kvm.vcpu_get_state(t->vcpu[0], &s), 0);
+    s.tsc_offset += 1ull << 50;
+    s.tsc_adjust += 1ull << 50;
+    assert_int_equal(engine_kvm.vcpu_set_state(t->vcpu[0], &s, &err), 0);
+    assert_true(guest_tsc(t) >> 50 == 1);
+    vm_clock_pause(t->clock);
+    vm_clock_resume(t->clock);
+    assert_true(guest_tsc(t) >> 50 == 1);
+    assert_int_equal(engine_kvm.vcpu_get_state(t->vcpu[0], &s), 0);
+    assert_int_equal(s.tsc_offset, 1ull << 50);
+}
+
 static void test_a_foreign_tsc_is_refused_by_name_or_scaled(void **state)
 {
     struct test_vm *t = vm_of(state);
@@ -755,6 +818,8 @@ int main(void)
         VM_TEST(test_a_state_that_was_put_in_comes_out),
         VM_TEST(test_waiting_cpus_stay_waiting_over_a_state),
         VM_TEST(test_an_interrupt_that_comes_while_a_state_is_changed_stays),
+        VM_TEST(test_the_tsc_stands_still_in_a_pause),
+        VM_TEST(test_a_tsc_that_the_guest_has_set_stays_set),
         VM_TEST(test_a_foreign_tsc_is_refused_by_name_or_scaled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

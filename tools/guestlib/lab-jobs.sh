@@ -3,6 +3,7 @@
 # Runs a job with its limit; what it printed is shown when it fails.
 run_job() {
     start=$(cut -d. -f1 /proc/uptime)
+    echo "lab: $1 begins"
     case $1 in
     flat_*) run_flat "${1#flat_}" >/tmp/out 2>&1 ;;
     *)
@@ -78,9 +79,10 @@ boot() {
     shift 2
     timeout "$limit" parat run --name lab --memory 160M --kernel /guest/kernel --initrd /guest/initrd \
         --append "console=ttyS0 quiet panic=-1 parat.do=$tasks $words" --engine kvm --cpu host \
-        "$@" </dev/null >/tmp/console 2>/tmp/errors
+        --stats /tmp/stats "$@" </dev/null >/tmp/console 2>/tmp/errors
     status=$?
     tr -d '\r' </tmp/console >/tmp/console.txt
+    say "exits: $(sed -n '/"exits"/,/}/p' /tmp/stats | tr -d '\n {}' | sed 's/"exits"://')"
     cat /tmp/console.txt /tmp/errors
     return $status
 }
@@ -114,7 +116,8 @@ code_disk() {
 }
 
 job_boot1() { # 120 s
-    boot info,time,smp,rng "" && tasks_ok info time smp rng
+    boot info,time,smp,rng clocksource=kvm-clock && tasks_ok info time smp rng &&
+        grep -q 'clocksource kvm-clock' /tmp/console.txt
 }
 
 job_boot2() { # 180 s
@@ -152,7 +155,10 @@ job_reboot() { # 200 s
     [ "$count" -ge 2 ]
 }
 
-job_moves() { # 200 s
+# From soft to kvm and back, with one CPU and with two.
+job_moves() { # 300 s
     timeout "$limit" moves --kernel /guest/kernel --initrd /guest/initrd --engine soft --other kvm --cpu v2 \
-        --moves 12 --mean-us 300000 --seed 7
+        --moves 12 --mean-us 300000 --seed 7 &&
+        timeout "$limit" moves --kernel /guest/kernel --initrd /guest/initrd --engine soft --other kvm \
+            --cpu v2 --cpus 2 --moves 6 --mean-us 600000 --seed 8
 }

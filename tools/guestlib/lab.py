@@ -1,4 +1,5 @@
 """The lab: an emulated PC with AMD-V whose Linux runs parat on KVM. Used by tools/lab."""
+import contextlib
 import pathlib
 import re
 import shutil
@@ -22,8 +23,10 @@ _FOLDERS = ("bin", "dev", "flat", "guest", "proc", "root", "sys", "tmp", "lib", 
             "usr/lib", "etc")
 _MEMORY = "2500M"
 _START_SECONDS = 60  # from QEMU's start to the first job
-# A job that hangs is ended by the lab's own clock; this is how much later we end the whole PC.
+# A job that hangs is ended by the lab's own clock; this is how much later we end the whole PC. QEMU's
+# software CPU sometimes stands still in a nested guest: then the PC is started again for what is left.
 _GRACE_SECONDS = 30
+_STARTS_MAX = 3
 
 
 def limits():
@@ -44,13 +47,17 @@ def run(program, wanted, arguments):
         print("skipped: there is no qemu-system-x86_64; tools/deps lab installs it")
         print(f"0 passed, 0 failed, {len(wanted)} skipped")
         return 0
+    said = {}
     with cache.scratch() as scratch:
         image = scratch / "lab.cpio"
         image.write_bytes(_archive(program))
-        command = _command(image, wanted, arguments.cpus)
-        seconds = _START_SECONDS + sum(limits()[job] for job in wanted) + _GRACE_SECONDS
-        lines = _watch(command, seconds, arguments.keep_log)
-    return _report(wanted, lines)
+        for start in range(_STARTS_MAX):
+            left = [job for job in wanted if job not in said]
+            if start and left:
+                print(f"lab: the emulated PC did not go on; starting it again for {' '.join(left)}")
+            if left:
+                said |= _Pc(_command(image, left, arguments.cpus), arguments.keep_log).watch()
+    return _report(wanted, said)
 
 
 def _command(image, wanted, cpus):
@@ -59,35 +66,49 @@ def _command(image, wanted, cpus):
             "-initrd", image, "-append", words]
 
 
-def _watch(command, seconds, log):
-    """Runs the emulated PC; prints and returns its lines."""
-    lines = []
-    keep = open(log, "w", encoding="utf-8") if log else None
-    with subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        timer = threading.Timer(seconds, process.kill)
-        timer.start()
-        for raw in process.stdout:
-            line = raw.decode(errors="replace").rstrip("\r\n")
-            lines.append(line)
-            print(line, flush=True)
-            if keep:
-                print(line, file=keep, flush=True)
-        process.wait()
-        if not timer.is_alive():
-            print(f"lab: stopped after {seconds} s")
-        timer.cancel()
-    if keep:
-        keep.close()
-    return lines
+class _Pc:
+    """The emulated PC while it runs. One that says nothing for longer than its job may take is ended."""
 
+    def __init__(self, command, log):
+        self._command = [str(word) for word in command]
+        self._log = log
+        self._timer = None
 
-def _report(wanted, lines):
-    said = {}
-    for line in lines:
-        found = re.match(r"lab: (\w+) (ok|FAILED|skipped)\b", line)
-        if found:
+    def watch(self):
+        """Runs it to its end, printing what it says; returns {job: "ok", "FAILED" or "skipped"}."""
+        said = {}
+        with contextlib.ExitStack() as stack:
+            keep = stack.enter_context(open(self._log, "a", encoding="utf-8")) if self._log else None
+            process = stack.enter_context(subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT))
+            self._allow(process, _START_SECONDS)
+            for raw in process.stdout:
+                line = raw.decode(errors="replace").rstrip("\r\n")
+                print(line, flush=True)
+                if keep:
+                    print(line, file=keep, flush=True)
+                self._hear(process, line, said)
+            process.wait()
+            self._timer.cancel()
+        return said
+
+    def _hear(self, process, line, said):
+        found = re.match(r"lab: (\w+) (begins|ok|FAILED|skipped)\b", line)
+        if found and found.group(2) == "begins":
+            self._allow(process, limits()[found.group(1)] + _GRACE_SECONDS)
+        elif found:
             said[found.group(1)] = found.group(2)
+            self._allow(process, _GRACE_SECONDS)
+
+    def _allow(self, process, seconds):
+        if self._timer:
+            self._timer.cancel()
+        self._timer = threading.Timer(seconds, process.kill)
+        self._timer.start()
+
+
+def _report(wanted, said):
     passed = sum(said.get(job) == "ok" for job in wanted)
     skipped = sum(said.get(job) == "skipped" for job in wanted)
     for job in wanted:

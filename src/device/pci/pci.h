@@ -56,12 +56,21 @@ struct pci_id {
 
 enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_IO, PCI_BAR_MEM32, PCI_BAR_MEM64 };
 
+/* A place in a BAR where a write of `size` bytes signals fd, on engines that can do it. */
+struct pci_doorbell {
+    uint64_t offset;
+    unsigned size;
+    int fd;
+};
+
 struct pci_bar {
     enum pci_bar_kind kind;
     uint64_t size;
     uint64_t reset_base; /* where parat puts it at reset, there being no firmware */
     const struct bus_ops *ops;
     void *context;
+    const struct pci_doorbell *doorbells;
+    unsigned doorbell_count;
     /* Guarded by the host's map lock. */
     bool wanted, mapped;
     uint64_t base;        /* where it is wanted */
@@ -104,6 +113,10 @@ void pci_function_destroy(struct pci_function *function);
  * window is full. */
 int pci_function_add_bar(struct pci_function *function, unsigned index, enum pci_bar_kind kind,
                          uint64_t size, const struct bus_ops *ops, void *context) MUST_USE;
+/* They go where the BAR goes. The array stays the caller's. Before the first reset, with an engine
+ * that has doorbells. */
+void pci_function_set_doorbells(struct pci_function *function, unsigned bar,
+                                const struct pci_doorbell *doorbells, unsigned count);
 /* body is what follows the two bytes id and next. Returns the capability's offset, 0 when config
  * space is full. The body is read-only; see pci_function_set_writable. */
 unsigned pci_function_add_capability(struct pci_function *function, uint8_t id, const void *body,

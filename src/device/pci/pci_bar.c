@@ -73,11 +73,33 @@ static struct bus *bar_bus(const struct pci_function *function, const struct pci
     return bar->kind == PCI_BAR_IO ? machine->pio : machine->mmio;
 }
 
+void pci_function_set_doorbells(struct pci_function *function, unsigned bar,
+                                const struct pci_doorbell *doorbells, unsigned count)
+{
+    function->bar[bar].doorbells = doorbells;
+    function->bar[bar].doorbell_count = count;
+}
+
+/* Map lock held. One that the engine has no room for is written to as any other register. */
+static void hang_doorbells(struct pci_function *function, const struct pci_bar *bar, bool add)
+{
+    const struct machine *machine = function->device->machine;
+    const struct engine_ops *engine = machine->engine;
+    for (unsigned i = 0; i < bar->doorbell_count; i++) {
+        const struct pci_doorbell *bell = &bar->doorbells[i];
+        gpa_t at = gpa(bar->mapped_base + bell->offset);
+        (void)(add ? engine->doorbell_add : engine->doorbell_remove)(machine->engine_vm, at,
+                                                                     bell->size, bell->fd);
+    }
+}
+
 /* Map lock held. */
 static void unmap(struct pci_function *function, struct pci_bar *bar)
 {
-    if (bar->mapped)
+    if (bar->mapped) {
+        hang_doorbells(function, bar, false);
         bus_remove(bar_bus(function, bar), bar->mapped_base);
+    }
     bar->mapped = false;
 }
 
@@ -93,6 +115,7 @@ static void try_map(struct pci_function *function, struct pci_bar *bar)
         return;
     bar->mapped = true;
     bar->mapped_base = bar->base;
+    hang_doorbells(function, bar, true);
 }
 
 /* Map lock held. After a range became free, BARs of any function may fit. */

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "device/pci/pci.h"
+#include "device/virtio/virtio_pci_bells.h"
 #include "vm/machine.h"
 #include "vm/state.h"
 
@@ -32,6 +33,7 @@ struct virtio_pci {
     uint16_t config_vector;
     uint16_t queue_vector[VIRTIO_QUEUES_MAX];
     uint8_t isr;
+    struct virtio_pci_bells bells;
 };
 
 static struct virtqueue *selected(struct virtio_pci *pci)
@@ -428,6 +430,7 @@ static void transport_destroy(void *transport)
 {
     struct virtio_pci *pci = transport;
     pci_function_destroy(&pci->function);
+    virtio_pci_bells_destroy(&pci->bells);
     free(pci);
 }
 
@@ -523,6 +526,9 @@ int virtio_pci_attach(struct virtio_device *virtio, const void *config, struct e
         err_set(err, -error, "%s: no room for its PCI registers", virtio->device.path);
         goto destroy_function;
     }
+    error = virtio_pci_bells_create(&pci->bells, virtio, &pci->function, err);
+    if (error)
+        goto destroy_function;
     transport_device_reset(pci);
     virtio->transport_ops = &transport_ops;
     virtio->transport = pci;

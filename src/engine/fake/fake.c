@@ -199,6 +199,34 @@ static void fake_inject_exception(struct engine_vcpu *vcpu, const struct x86_eve
     vcpu->state.pending = *event;
 }
 
+static int fake_doorbell_add(struct engine_vm *vm, gpa_t address, unsigned size, int fd)
+{
+    int error = -ENOSPC;
+    pthread_mutex_lock(&vm->lock);
+    if (vm->log.doorbell_count < ENGINE_FAKE_DOORBELL_MAX) {
+        vm->log.doorbell[vm->log.doorbell_count++] =
+            (struct engine_fake_doorbell) {address.v, size, fd};
+        error = 0;
+    }
+    pthread_mutex_unlock(&vm->lock);
+    return error;
+}
+
+static int fake_doorbell_remove(struct engine_vm *vm, gpa_t address, unsigned size, int fd)
+{
+    int error = -ENOENT;
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned i = 0; i < vm->log.doorbell_count && error; i++) {
+        struct engine_fake_doorbell *bell = &vm->log.doorbell[i];
+        if (bell->address != address.v || bell->size != size || bell->fd != fd)
+            continue;
+        *bell = vm->log.doorbell[--vm->log.doorbell_count];
+        error = 0;
+    }
+    pthread_mutex_unlock(&vm->lock);
+    return error;
+}
+
 void engine_fake_set_script(struct engine_vm *vm, engine_fake_script *script, void *context)
 {
     vm->script = script;
@@ -237,4 +265,6 @@ const struct engine_ops engine_fake = {
     .set_extint = fake_set_extint,
     .inject_nmi = fake_inject_nmi,
     .inject_exception = fake_inject_exception,
+    .doorbell_add = fake_doorbell_add,
+    .doorbell_remove = fake_doorbell_remove,
 };

@@ -17,7 +17,8 @@ typedef bool engine_fake_script(void *context, unsigned vcpu, unsigned step, str
 void engine_fake_set_script(struct engine_vm *vm, engine_fake_script *script, void *context);
 
 /* What devices did to the engine. */
-#define ENGINE_FAKE_MSI_MAX 64
+#define ENGINE_FAKE_MSI_MAX      64
+#define ENGINE_FAKE_DOORBELL_MAX 64
 struct engine_fake_log {
     unsigned msi_count; /* all; the first ENGINE_FAKE_MSI_MAX are kept */
     struct {
@@ -26,7 +27,13 @@ struct engine_fake_log {
     } msi[ENGINE_FAKE_MSI_MAX];
     bool extint;
     unsigned nmi_count;
-    uint64_t written_bytes; /* by host-side write brackets */
+    uint64_t written_bytes;  /* by host-side write brackets */
+    unsigned doorbell_count; /* that hang now */
+    struct engine_fake_doorbell {
+        uint64_t address;
+        unsigned size;
+        int fd;
+    } doorbell[ENGINE_FAKE_DOORBELL_MAX];
 };
 /* A copy, at any time. */
 void engine_fake_read_log(struct engine_vm *vm, struct engine_fake_log *out);

@@ -90,6 +90,7 @@ struct engine_vcpu {
     _Atomic pid_t tid;        /* of the thread that ran it last; 0: none */
 
     bool io_open;    /* the kernel waits for the answer to an I/O exit */
+    bool stale;      /* the state was set since the kernel said whether interrupts are open */
     bool shut_down;  /* triple fault; until the next state */
     bool lint0_seen; /* level of extint at the last look (vCPU 0) */
 

@@ -150,7 +150,7 @@ static int deliver_extint(struct engine_vcpu *vcpu)
 /* What the kernel says of the window is from its last return. */
 static int refresh_window(struct engine_vcpu *vcpu)
 {
-    return vcpu->fresh ? kvm_vcpu_complete_io(vcpu) : 0;
+    return vcpu->stale ? kvm_vcpu_complete_io(vcpu) : 0;
 }
 
 static int look_at_extint(struct engine_vcpu *vcpu)

@@ -151,7 +151,7 @@ static int enter_kernel(struct engine_vcpu *vcpu)
     kvm_gate_enter(vcpu);
     int result = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
     kvm_gate_leave(vcpu);
-    vcpu->io_open = false;
+    vcpu->io_open = vcpu->stale = false;
     return result;
 }
 
@@ -253,7 +253,7 @@ int kvm_vcpu_complete_io(struct engine_vcpu *vcpu)
         if (!error)
             serve_piece(vcpu);
     }
-    vcpu->io_open = false;
+    vcpu->io_open = vcpu->stale = false;
     set_immediate_exit(vcpu, 0); /* the flags of who kicked meanwhile are read by the next run */
     return error == -EINTR || error == -EAGAIN ? 0 : error ? error : -EIO;
 }

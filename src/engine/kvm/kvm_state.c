@@ -417,6 +417,7 @@ int kvm_set_state(struct engine_vcpu *vcpu, const struct x86_state *state, struc
     int error = vcpu->io_open ? kvm_vcpu_complete_io(vcpu) : 0;
     if (error)
         return refused(vcpu, "open I/O", error, err);
+    vcpu->stale = true;
     return is_own_change(vcpu, state) ? set_own_change(vcpu, state, err)
                                       : set_whole(vcpu, state, err);
 }
