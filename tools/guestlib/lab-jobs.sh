@@ -140,6 +140,32 @@ job_net() { # 150 s
     grep -q "md5 $(md5sum </tmp/www/file | cut -d' ' -f1)" /tmp/console.txt
 }
 
+# Waits until the console has said something; false when parat has ended before.
+await_text() {
+    until grep -q "$1" /tmp/console; do
+        kill -0 "$pid" 2>/dev/null || return 1
+        usleep 100000
+    done
+}
+
+# Debian from its disk to a login, a command there, and the power button.
+job_debian() { # 300 s
+    mkfifo /tmp/keys
+    timeout "$limit" parat run --cpus 2 --memory 256M --kernel /guest/kernel --initrd /guest/initrd \
+        --append "console=ttyS0 quiet root=/dev/vda" --disk /dev/vda --engine kvm --cpu host \
+        </tmp/keys >/tmp/console 2>/tmp/errors &
+    pid=$!
+    exec 3>/tmp/keys
+    await_text login: && echo root >&3 && await_text Password: && echo parat >&3 &&
+        await_text 'root@' && echo 'echo "$(nproc) CPUs, $((40 + 2))"' >&3 && await_text '2 CPUs, 42' &&
+        kill -TERM $pid
+    wait $pid
+    status=$?
+    exec 3>&-
+    cat /tmp/console /tmp/errors
+    [ $status = 0 ]
+}
+
 job_reboot() { # 200 s
     # The guest reboots for ever: two starts of its init are enough.
     timeout "$limit" parat run --memory 160M --kernel /guest/kernel --initrd /guest/initrd --cpus 2 \

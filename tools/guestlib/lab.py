@@ -7,14 +7,14 @@ import stat
 import subprocess
 import threading
 
-from . import cache, initrd, kernel
+from . import cache, disk, initrd, kernel
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _TOP = _HERE.parent.parent
 _JOBS = _HERE / "lab-jobs.sh"
 _EXPECTED = _TOP / "tests" / "flat" / "expected"
 _FLAT_SECONDS = 60
-_MODULES = ("irqbypass", "kvm", "kvm_amd", "tun")
+_MODULES = ("irqbypass", "kvm", "kvm_amd", "virtio_pci", "virtio_blk")
 _QEMU = ("qemu-system-x86_64", "-M", "q35,accel=tcg", "-cpu", "max", "-nographic", "-no-reboot",
          "-nodefaults", "-serial", "stdio")
 _FIRMWARE_END = b"Booting from ROM.."  # its last line, which it does not end
@@ -63,7 +63,14 @@ def run(program, wanted, arguments):
 def _command(image, wanted, cpus):
     words = f"console=ttyS0 panic=-1 quiet no_timer_check lab.jobs={','.join(wanted)}"
     return [*_QEMU, "-smp", str(cpus), "-m", _MEMORY, "-kernel", kernel.get() / "vmlinuz",
-            "-initrd", image, "-append", words]
+            "-initrd", image, "-append", words, *_disk(wanted)]
+
+
+def _disk(wanted):
+    """A Debian root disk for the jobs that boot one; what they write is thrown away."""
+    if "debian" not in wanted:
+        return []
+    return ["-drive", f"file={disk.get()},format=raw,if=virtio,snapshot=on"]
 
 
 class _Pc:
