@@ -95,8 +95,8 @@ static int update_time(struct engine_vcpu *vcpu, uint64_t base)
     if (error)
         return error;
     time->valid = true;
-    time->base = base;
     time->generation++;
+    time->base = base; /* last: pairs with kvm_clock_prepare */
     return 0;
 }
 
@@ -124,26 +124,38 @@ static int apply_time(struct engine_vcpu *vcpu, uint64_t vm_offset, unsigned gen
     return error;
 }
 
-int kvm_clock_prepare(struct engine_vcpu *vcpu)
+static int prepare_slowly(struct engine_vcpu *vcpu, uint64_t base)
 {
     struct engine_vm *vm = vcpu->vm;
-    uint64_t base = present_base(vm);
     int error = 0;
     pthread_mutex_lock(&vm->clock_lock);
-    if (unlikely(!vm->time.valid || vm->time.base != base))
+    if (!vm->time.valid || vm->time.base != base)
         error = update_time(vcpu, base);
     unsigned generation = vm->time.generation;
     uint64_t offset = vm->time.offset;
     pthread_mutex_unlock(&vm->clock_lock);
-    if (error || likely(vcpu->time_generation == generation && !vcpu->fresh))
+    if (error || (vcpu->time_generation == generation && !vcpu->fresh))
         return error;
     return apply_time(vcpu, offset, generation);
+}
+
+/* Without a lock: who sees the new base sees the new generation, too. */
+int kvm_clock_prepare(struct engine_vcpu *vcpu)
+{
+    const struct kvm_time *time = &vcpu->vm->time;
+    uint64_t base = present_base(vcpu->vm);
+    bool same = atomic_load_explicit(&time->base, memory_order_acquire) == base;
+    unsigned generation = atomic_load_explicit(&time->generation, memory_order_relaxed);
+    if (likely(same && generation == vcpu->time_generation && !vcpu->fresh))
+        return 0;
+    return prepare_slowly(vcpu, base);
 }
 
 void kvm_clock_invalidate(struct engine_vm *vm)
 {
     pthread_mutex_lock(&vm->clock_lock);
     vm->time.valid = false;
+    vm->time.generation++;
     pthread_mutex_unlock(&vm->clock_lock);
 }
 

@@ -69,7 +69,7 @@ bool kvm_diagnose(const struct kvm_host *host, struct engine_probe *out)
     case EACCES:
     case EPERM:
         return unusable(out, "because this user may not open /dev/kvm",
-                        "as root: adduser USER kvm (then log in again), or chmod 666 /dev/kvm");
+                        "as root: adduser USER kvm; then log in again");
     case ENOENT:
     case ENXIO:
     case ENODEV:

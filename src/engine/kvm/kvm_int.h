@@ -42,9 +42,9 @@ struct kvm_route {
 /* How VM time and the guests' TSCs lie to the host's; kvm_clock.c. */
 struct kvm_time {
     bool valid;
-    uint64_t base;       /* host time at VM time 0 when the rest was measured */
-    uint64_t offset;     /* the kernel's TSC offset of a vCPU whose own offset is 0 */
-    unsigned generation; /* changes with `offset` */
+    _Atomic uint64_t base;       /* host time at VM time 0 when the rest was measured */
+    uint64_t offset;             /* the kernel's TSC offset of a vCPU whose own offset is 0 */
+    _Atomic unsigned generation; /* changes with `offset` */
 };
 
 struct engine_vm {
