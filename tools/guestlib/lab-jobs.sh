@@ -184,7 +184,7 @@ job_reboot() { # 200 s
 # From soft to kvm and back, with one CPU and with two.
 job_moves() { # 300 s
     timeout "$limit" moves --kernel /guest/kernel --initrd /guest/initrd --engine soft --other kvm --cpu v2 \
-        --moves 12 --mean-us 300000 --seed 7 &&
+        --moves 6 --mean-us 600000 --seed 7 &&
         timeout "$limit" moves --kernel /guest/kernel --initrd /guest/initrd --engine soft --other kvm \
-            --cpu v2 --cpus 2 --moves 6 --mean-us 600000 --seed 8
+            --cpu v2 --cpus 2 --moves 4 --mean-us 800000 --seed 8
 }
