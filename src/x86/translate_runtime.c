@@ -285,11 +285,11 @@ static void emit_vectors_load_avx(struct x86_emit *e)
             x86_emit_op(e, &load, i, &upper);
             continue;
         }
-        struct x86_encoding or = {.opcode = 0x56, .map = 1, .vex = true, .vvvv = (uint8_t)(i & 1)};
-        x86_emit_op(e, & or, i & 1, &upper);
+        struct x86_encoding vorps = {.opcode = 0x56, .map = 1, .vex = true, .vvvv = (uint8_t)(i & 1)};
+        x86_emit_op(e, &vorps, i & 1, &upper);
     }
-    struct x86_encoding or = {.opcode = 0x56, .map = 1, .vex = true, .vvvv = 1};
-    x86_emit_op(e, & or, 0, &xmm0);
+    struct x86_encoding vorps = {.opcode = 0x56, .map = 1, .vex = true, .vvvv = 1};
+    x86_emit_op(e, &vorps, 0, &xmm0);
     x86_emit_op(e, &test, 0, &xmm0);
     uint8_t *clean = x86_emit_jcc(e, COND_E);
     emit_vectors(e, true, true, 1);
