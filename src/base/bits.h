@@ -1,5 +1,5 @@
 /*
- * Small helpers for sizes, bits and little-endian bytes. All are pure and thread-safe.
+ * Small helpers for sizes, bits and the order of bytes. All are pure and thread-safe.
  */
 #ifndef PARAT_BASE_BITS_H
 #define PARAT_BASE_BITS_H
@@ -83,6 +83,37 @@ static inline void store_le32(void *p, uint32_t v)
 static inline void store_le64(void *p, uint64_t v)
 {
     memcpy(p, &v, sizeof v);
+}
+
+/* Big-endian ones. */
+static inline uint16_t load_be16(const void *p)
+{
+    return __builtin_bswap16(load_le16(p));
+}
+
+static inline uint32_t load_be32(const void *p)
+{
+    return __builtin_bswap32(load_le32(p));
+}
+
+static inline uint64_t load_be64(const void *p)
+{
+    return __builtin_bswap64(load_le64(p));
+}
+
+static inline void store_be16(void *p, uint16_t v)
+{
+    store_le16(p, __builtin_bswap16(v));
+}
+
+static inline void store_be32(void *p, uint32_t v)
+{
+    store_le32(p, __builtin_bswap32(v));
+}
+
+static inline void store_be64(void *p, uint64_t v)
+{
+    store_le64(p, __builtin_bswap64(v));
 }
 
 #endif

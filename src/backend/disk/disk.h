@@ -34,12 +34,16 @@ struct disk_request {
     void *backend[8]; /* the backend's */
 };
 
+/* AUTO: raw, or qcow2 for a name that ends in .qcow2; image.h tells why not by contents. */
+enum disk_format { DISK_FORMAT_AUTO, DISK_FORMAT_RAW, DISK_FORMAT_QCOW2 };
+
 struct disk_config {
     const char *path;
+    enum disk_format format;
     bool read_only;
     bool direct;       /* O_DIRECT */
-    bool use_io_uring; /* where the host allows it; otherwise the worker pool, which log_info tells
-                        */
+    bool use_io_uring; /* raw only, where the host allows it; otherwise the worker pool, which
+                        * log_info tells */
     unsigned queue_count;
     const struct sandbox *sandbox; /* for the disk's threads, or NULL */
 };
@@ -48,8 +52,10 @@ struct disk_info {
     uint64_t size; /* bytes, a multiple of 512 */
     bool read_only;
     bool can_discard;
-    uint32_t block_size; /* preferred, 512 or more */
-    const char *io_name; /* "io_uring" or "threads" */
+    uint32_t block_size;          /* preferred, 512 or more */
+    uint32_t discard_granularity; /* bytes: smaller discards may do nothing */
+    const char *format_name;      /* "raw" or "qcow2" */
+    const char *io_name;          /* "io_uring" or "threads" */
 };
 
 /*

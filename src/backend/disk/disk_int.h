@@ -6,6 +6,8 @@
 #include <pthread.h>
 
 #include "backend/disk/disk.h"
+#include "backend/disk/disk_file.h"
+#include "backend/disk/image.h"
 #include "base/pool.h"
 
 struct disk_uring;
@@ -22,11 +24,10 @@ extern const struct disk_io_ops disk_pool_ops;
 extern const struct disk_io_ops disk_uring_ops;
 
 struct disk {
-    int fd;        /* through the page cache; holds the lock */
-    int direct_fd; /* O_DIRECT, or -1 */
+    struct disk_file file; /* of a raw disk; an image has its own */
+    struct image *image;   /* NULL: raw */
     uint64_t size;
-    uint32_t block_size;
-    uint32_t direct_align, direct_memory_align; /* bytes; for direct_fd */
+    uint32_t block_size, discard_granularity;
     const struct sandbox *sandbox;
     bool read_only;
     bool can_discard;

@@ -24,7 +24,7 @@ static int transfer(struct disk *disk, struct disk_request *request)
 {
     bool write = request->op == DISK_WRITE;
     while (request->length) {
-        int fd = disk_use_direct(disk, request) ? disk->direct_fd : disk->fd;
+        int fd = disk_use_direct(disk, request) ? disk->file.direct_fd : disk->file.fd;
         int count = (int)request->iov_count;
         off_t offset = (off_t)request->offset;
         ssize_t done = write ? pwritev(fd, request->iov, count, offset)
@@ -54,7 +54,7 @@ static int write_zeroes_by_hand(struct disk *disk, struct disk_request *request)
             iov[count] = (struct iovec) {(void *)zeroes, size};
             planned += size;
         }
-        ssize_t done = pwritev(disk->fd, iov, count, (off_t)offset);
+        ssize_t done = pwritev(disk->file.fd, iov, count, (off_t)offset);
         if (done < 0 && errno == EINTR)
             continue;
         if (done <= 0)
@@ -68,7 +68,7 @@ static int write_zeroes_by_hand(struct disk *disk, struct disk_request *request)
 static int deallocate(struct disk *disk, struct disk_request *request)
 {
     int mode = disk_fallocate_mode(request);
-    while (fallocate(disk->fd, mode, (off_t)request->offset, (off_t)request->length) < 0) {
+    while (fallocate(disk->file.fd, mode, (off_t)request->offset, (off_t)request->length) < 0) {
         if (errno == EINTR)
             continue;
         if (errno != EOPNOTSUPP && errno != EINVAL && errno != ENOSYS)
@@ -81,14 +81,37 @@ static int deallocate(struct disk *disk, struct disk_request *request)
 
 static int flush(struct disk *disk)
 {
-    while (fdatasync(disk->fd) < 0)
+    while (fdatasync(disk->file.fd) < 0)
         if (errno != EINTR)
             return -errno;
     return 0;
 }
 
+/* The same on an image: any format but raw. */
+static int run_on_image(struct image *image, struct disk_request *request)
+{
+    const struct image_ops *ops = image->ops;
+    struct image_io io = {request->iov, request->iov_count, request->offset, request->length};
+    switch (request->op) {
+    case DISK_READ:
+        return ops->readv(image, &io);
+    case DISK_WRITE:
+        return ops->writev(image, &io);
+    case DISK_FLUSH:
+        return ops->flush(image);
+    case DISK_DISCARD:
+        return ops->clear(image, io.offset, io.length, IMAGE_DISCARD);
+    case DISK_WRITE_ZEROES:
+        return ops->clear(image, io.offset, io.length,
+                          request->unmap ? IMAGE_ZERO_UNMAP : IMAGE_ZERO);
+    }
+    return -EINVAL;
+}
+
 int disk_sync_run(struct disk *disk, struct disk_request *request)
 {
+    if (disk->image)
+        return run_on_image(disk->image, request);
     switch (request->op) {
     case DISK_READ:
     case DISK_WRITE:

@@ -153,8 +153,9 @@ static int ring_register(const struct io_uring *ring, unsigned op, const void *a
 
 static int restrict_ring(struct disk *disk, struct disk_uring *uring)
 {
-    int files[] = {disk->fd, disk->direct_fd};
-    int error = io_uring_register_files(&uring->ring, files, disk->direct_fd < 0 ? 1 : 2);
+    const struct disk_file *file = &disk->file;
+    int files[] = {file->fd, file->direct_fd};
+    int error = io_uring_register_files(&uring->ring, files, file->direct_fd < 0 ? 1 : 2);
     if (!error)
         error = ring_register(&uring->ring, IORING_REGISTER_RESTRICTIONS, restrictions,
                               ARRAY_COUNT(restrictions));
