@@ -57,6 +57,7 @@ struct rig {
 static void open_rig(struct rig *r)
 {
     r->image = open_qcow2(r->mem, false);
+    shrink_caches(r->image);
     if (r->shape->backing_size) {
         uint8_t *scratch = malloc(r->size);
         r->image->backing = raw_backing(r->shape, scratch, r->size);
@@ -384,6 +385,7 @@ static void hammer_shape(const struct shape *shape)
     struct err err = {{0}};
     if (qcow2_open(&r.image, &file.base, "test", false, &err))
         fail_msg("%s", err.text);
+    shrink_caches(r.image);
     struct hammer hammers[THREADS];
     pthread_t threads[THREADS];
     for (unsigned i = 0; i < THREADS; i++) {
