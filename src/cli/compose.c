@@ -48,6 +48,7 @@ static int open_disks(struct composition *c, struct err *err)
     for (unsigned i = 0; i < o->disk_count; i++) {
         const struct run_disk *disk = &o->disks[i];
         struct disk_config config = {.path = disk->path,
+                                     .format = disk->format,
                                      .read_only = disk->read_only,
                                      .direct = disk->direct,
                                      .use_io_uring = !disk->no_io_uring,

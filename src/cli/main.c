@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/sandbox.h"
 #include "cli/cli.h"
+#include "cli/cmd_disk.h"
 #include "cli/cmd_doctor.h"
 #include "cli/cmd_run.h"
 #include "cli/exit_status.h"
@@ -69,6 +70,7 @@ static int cmd_help(const struct cli *cli, char **args);
 
 static const struct cli_command commands[] = {
     {"run", "create a virtual machine and run it", cmd_run},
+    {"disk", "make, describe, copy, check and resize disk images", cmd_disk},
     {"doctor", "tell what this host can run virtual machines with", cmd_doctor},
     {"version", "print the version", cmd_version},
     {"help", "show this", cmd_help},
@@ -87,8 +89,8 @@ static int cmd_help(const struct cli *cli, char **args)
         if (commands[i].help)
             printf("  %-10s %s\n", commands[i].name, commands[i].help);
     puts("\n"
-         "'parat COMMAND --help' tells a command's options. See also parat(1), parat-run(1) and\n"
-         "parat-doctor(1).");
+         "'parat COMMAND --help' tells a command's options. See also parat(1), parat-run(1),\n"
+         "parat-disk(1) and parat-doctor(1).");
     return EXIT_OK;
 }
 

@@ -22,12 +22,14 @@ static const struct option *find_option(const struct option *options, size_t cou
 static int check_use(const struct option *option, const char *equals, const char *value, bool seen,
                      struct err *err)
 {
+    const char *dashes = option->name[1] ? "--" : "-";
     if (!option->value && equals)
         return err_set(err, EINVAL, "--%s: takes no value", option->name);
     if (option->value && !value)
-        return err_set(err, EINVAL, "--%s: needs a value (%s)", option->name, option->value);
+        return err_set(err, EINVAL, "%s%s: needs a value (%s)", dashes, option->name,
+                       option->value);
     if (seen && !option->repeatable)
-        return err_set(err, EINVAL, "--%s: is given twice", option->name);
+        return err_set(err, EINVAL, "%s%s: is given twice", dashes, option->name);
     return 0;
 }
 
@@ -37,15 +39,54 @@ static int parse_value(const struct option *option, const char *value, void *tar
     int error = option->parse(target, value, err);
     if (!error)
         return 0;
+    const char *dashes = option->name[1] ? "--" : "-";
     if (!value)
-        return err_prefix(err, error, "--%s", option->name);
-    return err_prefix(err, error, "--%s %s", option->name, value);
+        return err_prefix(err, error, "%s%s", dashes, option->name);
+    return err_prefix(err, error, "%s%s %s", dashes, option->name, value);
 }
 
-int options_parse(const struct option *options, size_t count, char **args, void *target, bool *help,
-                  struct err *err)
+/* The option that an argument names; *equals: what stands behind its name. NULL: none. */
+static const struct option *match(const struct option *options, size_t count, const char *arg,
+                                  const char **equals)
+{
+    *equals = NULL;
+    if (arg[0] == '-' && arg[1] && arg[1] != '-')
+        return arg[2] ? NULL : find_option(options, count, arg + 1, 1);
+    *equals = strchr(arg, '=');
+    size_t length = *equals ? (size_t)(*equals - arg - 2) : strlen(arg + 2);
+    return length == 1 ? NULL : find_option(options, count, arg + 2, length);
+}
+
+/* One option, its value perhaps the next argument. */
+static int parse_option(const struct options *o, char ***args, void *target, bool *seen,
+                        struct err *err)
+{
+    const char *arg = **args, *equals;
+    const struct option *option = match(o->list, o->count, arg, &equals);
+    if (!option)
+        return err_set(err, EINVAL, "%.*s: there is no such option", (int)strcspn(arg, "="), arg);
+    const char *value = equals ? equals + 1 : NULL;
+    if (option->value && !value && (*args)[1])
+        value = *++*args;
+    bool *seen_it = &seen[option - o->list];
+    int error = check_use(option, equals, value, *seen_it, err);
+    if (!error)
+        error = parse_value(option, value, target, err);
+    *seen_it = true;
+    return error;
+}
+
+/* "-", "--" and "-5G" are words. */
+static bool is_option(const char *arg)
+{
+    bool number = arg[0] == '-' && arg[1] >= '0' && arg[1] <= '9';
+    return arg[0] == '-' && arg[1] && !number && (arg[1] != '-' || arg[2]);
+}
+
+int options_parse(const struct options *o, char **args, void *target, bool *help, struct err *err)
 {
     bool seen[OPTIONS_MAX] = {false};
+    unsigned words = 0;
     *help = false;
     for (; *args; args++) {
         const char *arg = *args;
@@ -53,23 +94,17 @@ int options_parse(const struct option *options, size_t count, char **args, void 
             *help = true;
             return 0;
         }
-        if (strncmp(arg, "--", 2) != 0 || !arg[2])
+        if (!is_option(arg) && !o->words)
             return err_set(err, EINVAL, "%s: every argument must be an --option", arg);
-        const char *equals = strchr(arg, '=');
-        size_t length = equals ? (size_t)(equals - arg - 2) : strlen(arg + 2);
-        const struct option *option = find_option(options, count, arg + 2, length);
-        if (!option)
-            return err_set(err, EINVAL, "%.*s: there is no such option", (int)length + 2, arg);
-        const char *value = equals ? equals + 1 : NULL;
-        if (option->value && !value && args[1])
-            value = *++args;
-        bool *seen_it = &seen[option - options];
-        int error = check_use(option, equals, value, *seen_it, err);
-        if (!error)
-            error = parse_value(option, value, target, err);
+        if (!is_option(arg) && words == o->words_max)
+            return err_set(err, EINVAL, "%s: is one argument too many", arg);
+        if (!is_option(arg)) {
+            o->words[words++] = arg;
+            continue;
+        }
+        int error = parse_option(o, &args, target, seen, err);
         if (error)
             return error;
-        *seen_it = true;
     }
     return 0;
 }
@@ -78,7 +113,8 @@ int options_parse(const struct option *options, size_t count, char **args, void 
 
 static void print_option(const struct option *option)
 {
-    int used = printf("  --%s%s%s", option->name, option->value ? " " : "",
+    const char *dashes = option->name[1] ? "--" : "-";
+    int used = printf("  %s%s%s%s", dashes, option->name, option->value ? " " : "",
                       option->value ? option->value : "");
     if (used >= HELP_COLUMN) {
         putchar('\n');

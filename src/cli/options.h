@@ -1,5 +1,6 @@
 /*
- * A small table-driven command line: --name VALUE, --name=VALUE, --flag. Every failure is one
+ * A small table-driven command line: --name VALUE, --name=VALUE, --flag; -N VALUE for an option
+ * whose name is one letter; and words, where a command takes some. Every failure is one
  * sentence that begins with the option. Main thread.
  */
 #ifndef PARAT_CLI_OPTIONS_H
@@ -23,8 +24,17 @@ struct option {
 
 #define OPTIONS_MAX 64
 
+struct options {
+    const struct option *list;
+    size_t count;
+    /* What is not an option goes here, in its order; what is missing is not touched. NULL: nothing
+     * may. */
+    const char **words;
+    unsigned words_max;
+};
+
 /* Hands each argument to its option. -EINVAL with the sentence. --help (-h) sets *help and ends. */
-int options_parse(const struct option *options, size_t count, char **args, void *target, bool *help,
+int options_parse(const struct options *options, char **args, void *target, bool *help,
                   struct err *err) MUST_USE;
 /* The table as text for a terminal, on standard output. */
 void options_print_help(const struct option *options, size_t count);

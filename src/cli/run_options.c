@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/sysinfo.h>
 
+#include "backend/disk/image.h"
 #include "cli/options.h"
 #include "vm/engine.h"
 
@@ -194,16 +195,23 @@ static int parse_disk_io(struct run_disk *disk, const char *io, struct err *err)
 static int parse_disk_word(struct run_disk *disk, const char *word, struct err *err)
 {
     const char *serial = options_value_of(word, "serial"), *io = options_value_of(word, "io");
+    const char *format = options_value_of(word, "format");
     if (serial)
         return parse_serial(disk, serial, err);
     if (io)
         return parse_disk_io(disk, io, err);
+    if (format && !image_format_parse(format, &disk->format))
+        return err_set(err, EINVAL, "format= takes raw or qcow2");
+    if (format)
+        return 0;
     if (strcmp(word, "ro") == 0)
         disk->read_only = true;
     else if (strcmp(word, "direct") == 0)
         disk->direct = true;
     else
-        return err_set(err, EINVAL, "'%s' is not one of ro, direct, serial=S, io=threads", word);
+        return err_set(err, EINVAL,
+                       "'%s' is not one of format=raw|qcow2, ro, direct, serial=S, io=threads",
+                       word);
     return 0;
 }
 
@@ -419,8 +427,9 @@ static const struct option table[] = {
 
     {NULL, NULL, "Devices", false, NULL},
     {"disk", "FILE[,OPTION...]",
-     "virtio disk: a raw file or block device (repeatable);\n"
+     "virtio disk: a file or block device (repeatable);\n"
      "a comma in its name is written twice. Options:\n"
+     "format=raw|qcow2   default: qcow2 for *.qcow2, else raw\n"
      "ro           read-only; may be shared\n"
      "direct       past the host's page cache\n"
      "serial=S     the serial number the guest sees\n"
@@ -466,7 +475,8 @@ int run_options_parse(struct run_options *out, char **args, bool *help, struct e
         .append = "",
         .console = {.kind = CONSOLE_STDIO},
     };
-    int error = options_parse(table, ARRAY_COUNT(table), args, out, help, err);
+    const struct options options = {.list = table, .count = ARRAY_COUNT(table)};
+    int error = options_parse(&options, args, out, help, err);
     if (error || *help)
         return error;
     if (!out->kernel)

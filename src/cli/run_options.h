@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "backend/console/console.h"
+#include "backend/disk/disk.h"
 #include "backend/net/net.h"
 #include "base/bits.h"
 #include "base/err.h"
@@ -21,6 +22,7 @@
 
 struct run_disk {
     char *path;
+    enum disk_format format;
     bool read_only, direct, no_io_uring;
     char serial[RUN_DISK_SERIAL_MAX + 1];
 };

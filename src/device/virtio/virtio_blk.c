@@ -365,7 +365,8 @@ static void set_config(struct virtio_blk *blk, unsigned queue_count)
     store_le16(config + CONFIG_NUM_QUEUES, (uint16_t)queue_count);
     store_le32(config + CONFIG_MAX_DISCARD, RANGE_SECTORS);
     store_le32(config + CONFIG_MAX_DISCARD_SEG, 1);
-    store_le32(config + CONFIG_DISCARD_ALIGNMENT, 1u << exponent);
+    store_le32(config + CONFIG_DISCARD_ALIGNMENT,
+               MAX(1u << exponent, blk->info.discard_granularity / SECTOR));
     store_le32(config + CONFIG_MAX_WRITE_ZEROES, RANGE_SECTORS);
     store_le32(config + CONFIG_MAX_WRITE_ZEROES_SEG, 1);
     config[CONFIG_WRITE_ZEROES_UNMAP] = blk->info.can_discard;
