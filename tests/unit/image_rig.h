@@ -192,7 +192,7 @@ static const struct image_file_ops mem_ops = {
 };
 
 /* A copy of bytes as a file that outlives the image on it. */
-static struct mem_file *mem_create(const uint8_t *data, uint64_t size)
+static inline struct mem_file *mem_create(const uint8_t *data, uint64_t size)
 {
     struct mem_file *mem = calloc(1, sizeof *mem);
     mem->base.ops = &mem_ops;
@@ -206,7 +206,7 @@ static struct mem_file *mem_create(const uint8_t *data, uint64_t size)
 
 /* Images */
 
-static struct mem_file *make_qcow2(const struct qcow2_create *create)
+static inline struct mem_file *make_qcow2(const struct qcow2_create *create)
 {
     struct mem_file *mem = mem_create(NULL, 0);
     struct err err = {{0}};
@@ -215,7 +215,7 @@ static struct mem_file *make_qcow2(const struct qcow2_create *create)
     return mem;
 }
 
-static struct image *open_qcow2(struct mem_file *mem, bool read_only)
+static inline struct image *open_qcow2(struct mem_file *mem, bool read_only)
 {
     struct image *image = NULL;
     struct err err = {{0}};
@@ -225,18 +225,18 @@ static struct image *open_qcow2(struct mem_file *mem, bool read_only)
 }
 
 /* Caches of eight tables, so that a small image fills them. */
-static void shrink_caches(struct image *image)
+static inline void shrink_caches(struct image *image)
 {
     qcow2_of(image)->l2_cache.limit = qcow2_of(image)->block_cache.limit = 8;
 }
 
-static void say_finding(void *context, const char *finding)
+static inline void say_finding(void *context, const char *finding)
 {
     fprintf(stderr, "    %s\n", finding);
 }
 
 /* Repairs: refcounts and flags of an image that a test put together by hand. */
-static struct qcow2_report check_qcow2(struct mem_file *mem, bool repair, bool loud)
+static inline struct qcow2_report check_qcow2(struct mem_file *mem, bool repair, bool loud)
 {
     struct qcow2_report report;
     struct err err = {{0}};
@@ -247,7 +247,7 @@ static struct qcow2_report check_qcow2(struct mem_file *mem, bool repair, bool l
 }
 
 /* No damage at all; leaks only where they are allowed. */
-static void assert_sound(struct mem_file *mem, bool leaks_allowed)
+static inline void assert_sound(struct mem_file *mem, bool leaks_allowed)
 {
     struct qcow2_report report = check_qcow2(mem, false, false);
     if (report.errors || report.bad_refcounts || report.bad_flags ||
@@ -263,7 +263,7 @@ static void assert_sound(struct mem_file *mem, bool leaks_allowed)
  * Takes an internal snapshot: a copy of the L1 table and a table of one entry at the end of the
  * file; the repair then counts all clusters twice and takes the COPIED flags away.
  */
-static void add_snapshot(struct mem_file *mem)
+static inline void add_snapshot(struct mem_file *mem)
 {
     struct qcow2_header h;
     assert_int_equal(qcow2_header_read(&h, &mem->base, "test", NULL), 0);
@@ -285,7 +285,7 @@ static void add_snapshot(struct mem_file *mem)
 }
 
 /* The image as its first snapshot has it: a copy with that L1 table, to be read only. */
-static struct mem_file *open_snapshot(const struct mem_file *mem)
+static inline struct mem_file *open_snapshot(const struct mem_file *mem)
 {
     struct mem_file *copy = mem_create(mem->data, mem->size);
     uint64_t table = load_be64(copy->data + QCOW2_AT_SNAPSHOTS_OFFSET);
@@ -295,7 +295,7 @@ static struct mem_file *open_snapshot(const struct mem_file *mem)
 }
 
 /* A xorshift generator: tests play the same on every host. */
-static uint64_t next_random(uint64_t *seed)
+static inline uint64_t next_random(uint64_t *seed)
 {
     *seed ^= *seed << 13;
     *seed ^= *seed >> 7;
