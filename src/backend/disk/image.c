@@ -118,7 +118,7 @@ static int find_backing_format(const struct image *image, struct image_config *c
 
 static int check_loop(const struct link *link, const struct image_config *config, struct err *err)
 {
-    if (link->depth >= IMAGE_DEPTH_MAX)
+    if (link->depth > IMAGE_DEPTH_MAX)
         return err_set(err, ELOOP, "%s%s: more than %d files back each other", config->label,
                        config->path, IMAGE_DEPTH_MAX);
     for (const struct link *above = link->above; above; above = above->above)
