@@ -32,9 +32,9 @@ struct mem_op {
 struct mem_file {
     struct image_file base;
     uint8_t *data;
-    uint64_t size;
-    bool keep;   /* closing leaves it: the test owns it */
-    bool record; /* into ops */
+    uint64_t size, room; /* bytes of data: used and allocated */
+    bool keep;           /* closing leaves it: the test owns it */
+    bool record;         /* into ops */
     struct mem_op *ops;
     size_t op_count;
     long fail_at; /* the operation (write, zero, resize, flush) from here on that fails; -1: none */
@@ -50,7 +50,10 @@ static void mem_reserve(struct mem_file *mem, uint64_t size)
 {
     if (size <= mem->size)
         return;
-    mem->data = realloc(mem->data, size);
+    if (size > mem->room) {
+        mem->room = MAX(size, mem->room * 2);
+        mem->data = realloc(mem->data, mem->room);
+    }
     memset(mem->data + mem->size, 0, size - mem->size);
     mem->size = size;
 }
@@ -202,6 +205,14 @@ static inline struct mem_file *mem_create(const uint8_t *data, uint64_t size)
     if (data)
         memcpy(mem->data, data, size);
     return mem;
+}
+
+/* The same contents, in the memory that is there. */
+static inline void mem_set(struct mem_file *mem, const struct mem_file *from)
+{
+    mem->size = 0;
+    mem_reserve(mem, from->size);
+    memcpy(mem->data, from->data, from->size);
 }
 
 /* Images */

@@ -11,31 +11,26 @@
 #define BACKING_ID  1u
 #define FIRST_ID    2u
 #define VARIANTS    6 /* of what reached the disk: nothing, all, and random parts */
-#define GUEST_OPS   100u
 #define MAX_HISTORY 4096u
 
 struct shape {
     const char *name;
     struct qcow2_create create;
     bool backing, snapshot;
-    unsigned large;          /* the largest request is the disk through this */
+    unsigned large; /* the largest request is the disk through this */
+    unsigned guest_ops;
     uint32_t table_clusters; /* of the refcount table, in the end at least */
 };
 
 static const struct shape shapes[] = {
-    {"512 byte clusters", {192u << 10, 3, 512, 16, false, NULL, NULL}, false, false, 8, 1},
-    {"growing refcount table", {3u << 20, 3, 512, 64, false, NULL, NULL}, false, false, 2, 2},
-    {"4K clusters, backing", {512u << 10, 3, 4096, 16, false, "b", "raw"}, true, false, 8, 1},
-    {"64K clusters", {1u << 20, 3, 65536, 16, false, NULL, NULL}, false, false, 8, 1},
-    {"version 2", {512u << 10, 2, 4096, 16, false, NULL, NULL}, false, false, 8, 1},
-    {"snapshot", {512u << 10, 3, 4096, 16, false, NULL, NULL}, false, true, 8, 1},
-    {"lazy refcounts", {512u << 10, 3, 4096, 16, true, NULL, NULL}, false, false, 8, 1},
-    {"lazy refcounts, backing, snapshot",
-     {256u << 10, 3, 1024, 16, true, "b", "raw"},
-     true,
-     true,
-     8,
-     1},
+    {"512 byte clusters", {192u << 10, 3, 512, 16, false, NULL, NULL}, false, false, 8, 100, 1},
+    {"growing refcount table", {3u << 20, 3, 512, 64, false, NULL, NULL}, false, false, 2, 50, 2},
+    {"4K clusters, backing", {512u << 10, 3, 4096, 16, false, "b", "raw"}, true, false, 8, 100, 1},
+    {"64K clusters", {1u << 20, 3, 65536, 16, false, NULL, NULL}, false, false, 8, 100, 1},
+    {"version 2", {512u << 10, 2, 4096, 16, false, NULL, NULL}, false, false, 8, 100, 1},
+    {"snapshot", {512u << 10, 3, 4096, 16, false, NULL, NULL}, false, true, 8, 100, 1},
+    {"lazy refcounts", {512u << 10, 3, 4096, 16, true, NULL, NULL}, false, false, 8, 100, 1},
+    {"lazy, backing, snapshot", {256u << 10, 3, 1024, 16, true, "b", "r"}, true, true, 8, 100, 1},
 };
 
 enum guest_kind { GUEST_WRITE, GUEST_ZERO, GUEST_FLUSH };
@@ -55,9 +50,10 @@ struct work {
     uint64_t sectors;
     uint32_t *initial; /* id of each sector */
     uint32_t *now;
+    uint32_t *base; /* for find_base */
     struct guest_op *ops;
     unsigned op_count;
-    uint8_t *buffer;
+    uint8_t *buffer, *expected;
 };
 
 static unsigned long cuts, states;
@@ -73,9 +69,8 @@ static void fill_sector(uint8_t *data, uint32_t id, uint64_t sector)
 
 static bool holds(const uint8_t *data, uint32_t id, uint64_t sector)
 {
-    uint8_t expected[512];
-    fill_sector(expected, id, sector);
-    return memcmp(data, expected, 512) == 0;
+    uint64_t word = id == ZEROES_ID ? 0 : (uint64_t)id << 32 | sector;
+    return load_le64(data) == word && memcmp(data, data + 8, 504) == 0;
 }
 
 static struct image *open_backing(uint64_t sectors)
@@ -139,7 +134,9 @@ static void create_work(struct work *w, const struct shape *shape)
     w->mem = make_qcow2(&shape->create);
     w->initial = calloc(w->sectors, sizeof *w->initial);
     w->now = calloc(w->sectors, sizeof *w->now);
+    w->base = calloc(w->sectors, sizeof *w->base);
     w->buffer = malloc(shape->create.size);
+    w->expected = malloc(shape->create.size);
     w->ops = calloc(MAX_HISTORY, sizeof *w->ops);
     for (uint64_t i = 0; i < w->sectors && shape->backing; i++)
         w->now[i] = BACKING_ID;
@@ -161,7 +158,7 @@ static void play(struct work *w)
 {
     uint64_t seed = 42;
     w->image = open_disk(w, w->mem);
-    for (uint32_t i = 0; i < GUEST_OPS; i++)
+    for (uint32_t i = 0; i < w->shape->guest_ops; i++)
         do_op(w, random_op(w, &seed, 1000 + i));
     assert_int_equal(image_close(w->image), 0);
 }
@@ -172,8 +169,10 @@ static void destroy_work(struct work *w)
     mem_free(w->start);
     free(w->initial);
     free(w->now);
+    free(w->base);
     free(w->ops);
     free(w->buffer);
+    free(w->expected);
 }
 
 /* Power cuts */
@@ -220,28 +219,44 @@ static void apply_unflushed(struct mem_file *mem, const struct mem_file *log, si
     free(order);
 }
 
-/* What a sector may hold after a cut before operation `cut`: what the last flush found, or anything
- * that was written since. */
-static void assert_sector(const struct work *w, const uint8_t *data, uint64_t sector, size_t cut)
+/*
+ * What a sector may hold after a cut before operation `cut`: what the last flush found (base, of
+ * all sectors), or anything that was written since. The number of the last flush is returned.
+ */
+static unsigned find_base(const struct work *w, size_t cut, uint32_t *base)
 {
     unsigned flushed = 0;
     for (unsigned i = 0; i < w->op_count; i++)
         if (w->ops[i].kind == GUEST_FLUSH && w->ops[i].end <= cut)
             flushed = i;
-    uint32_t base = w->initial[sector];
-    for (unsigned i = 0; i < w->op_count; i++) {
+    memcpy(base, w->initial, w->sectors * sizeof *base);
+    for (unsigned i = 0; i < flushed; i++)
+        for (uint64_t k = 0; k < w->ops[i].count; k++)
+            base[w->ops[i].sector + k] = w->ops[i].id;
+    return flushed;
+}
+
+static void assert_sector(const struct work *w, const uint8_t *data, uint64_t sector, size_t cut,
+                          unsigned flushed, uint32_t base)
+{
+    if (holds(data, base, sector))
+        return;
+    for (unsigned i = flushed; i < w->op_count && w->ops[i].begin < cut; i++) {
         const struct guest_op *op = &w->ops[i];
-        if (op->kind == GUEST_FLUSH || sector < op->sector || sector >= op->sector + op->count)
-            continue;
-        if (i < flushed)
-            base = op->id;
-        else if (op->begin < cut && holds(data, op->id, sector))
+        if (sector >= op->sector && sector < op->sector + op->count && holds(data, op->id, sector))
             return;
     }
-    if (!holds(data, base, sector))
-        fail_msg("%s: cut before operation %zu: sector %llu holds %#llx, flushed was %u",
-                 w->shape->name, cut, (unsigned long long)sector,
-                 (unsigned long long)load_le64(data), base);
+    fail_msg("%s: cut before operation %zu: sector %llu holds %#llx, flushed was %u",
+             w->shape->name, cut, (unsigned long long)sector, (unsigned long long)load_le64(data),
+             base);
+}
+
+static void assert_contents(struct work *w, struct image *image, size_t cut)
+{
+    unsigned flushed = find_base(w, cut, w->base);
+    assert_int_equal(image_read(image, w->buffer, w->sectors * 512, 0), 0);
+    for (uint64_t i = 0; i < w->sectors; i++)
+        assert_sector(w, w->buffer + i * 512, i, cut, flushed, w->base[i]);
 }
 
 static void assert_snapshot(const struct work *w, const struct mem_file *mem)
@@ -263,7 +278,7 @@ static void assert_snapshot(const struct work *w, const struct mem_file *mem)
 static void assert_goes_on(struct work *w, struct image *image, size_t cut)
 {
     uint64_t seed = cut + 1, length = MIN(w->sectors / 4, 64) * 512;
-    uint8_t *before = malloc(w->sectors * 512);
+    uint8_t *before = w->expected;
     memcpy(before, w->buffer, w->sectors * 512);
     for (int i = 0; i < 4; i++) {
         uint64_t offset = next_random(&seed) % (w->sectors - length / 512) * 512;
@@ -273,7 +288,6 @@ static void assert_goes_on(struct work *w, struct image *image, size_t cut)
     assert_int_equal(image->ops->flush(image), 0);
     assert_int_equal(image_read(image, w->buffer, w->sectors * 512, 0), 0);
     assert_memory_equal(w->buffer, before, w->sectors * 512);
-    free(before);
 }
 
 static void assert_survived(struct work *w, struct mem_file *mem, size_t cut, unsigned variant)
@@ -286,9 +300,7 @@ static void assert_survived(struct work *w, struct mem_file *mem, size_t cut, un
         fail_msg("%s: cut before operation %zu, variant %u: damaged", w->shape->name, cut, variant);
     }
     struct image *image = open_disk(w, mem);
-    assert_int_equal(image_read(image, w->buffer, w->sectors * 512, 0), 0);
-    for (uint64_t i = 0; i < w->sectors; i++)
-        assert_sector(w, w->buffer + i * 512, i, cut);
+    assert_contents(w, image, cut);
     if (variant % 2)
         assert_goes_on(w, image, cut);
     assert_int_equal(image_close(image), 0);
@@ -301,21 +313,22 @@ static void assert_survived(struct work *w, struct mem_file *mem, size_t cut, un
 static void cut_everywhere(struct work *w)
 {
     struct mem_file *durable = mem_create(w->start->data, w->start->size);
+    struct mem_file *mem = mem_create(NULL, 0);
     size_t flushed = 0; /* operations before are in durable */
     for (size_t cut = 0; cut <= w->mem->op_count; cut++) {
         cuts++;
         for (unsigned variant = 0; variant < VARIANTS; variant++) {
             if (variant && cut == flushed)
                 break; /* nothing is in flight */
-            struct mem_file *mem = mem_create(durable->data, durable->size);
+            mem_set(mem, durable);
             apply_unflushed(mem, w->mem, flushed, cut, variant);
             assert_survived(w, mem, cut, variant);
-            mem_free(mem);
         }
         if (cut < w->mem->op_count && w->mem->ops[cut].kind == MEM_FLUSH)
             for (; flushed <= cut; flushed++)
                 mem_apply(durable, &w->mem->ops[flushed]);
     }
+    mem_free(mem);
     mem_free(durable);
 }
 
