@@ -91,7 +91,6 @@ def test_backing_file_is_seen_from_the_images_folder(tmp_path):
     qemu_img("check", overlay)
 
 
-@pytest.mark.quick
 def test_convert_keeps_contents_and_holes(sparse, tmp_path):
     qcow2, back = tmp_path / "a.qcow2", tmp_path / "back.raw"
     disk("convert", sparse, qcow2)
@@ -186,7 +185,6 @@ class Paused:
         return self.process.wait(timeout=30)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_convert_leaves_nothing(number, tmp_path):
     paused = Paused(tmp_path)
@@ -194,7 +192,6 @@ def test_interrupted_convert_leaves_nothing(number, tmp_path):
     assert list(paused.target.parent.iterdir()) == []
 
 
-@pytest.mark.quick
 def test_killed_convert_leaves_no_half_image(tmp_path):
     paused = Paused(tmp_path)
     paused.end(signal.SIGKILL)

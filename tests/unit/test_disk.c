@@ -1,4 +1,4 @@
-/* backend/disk: both I/O paths move the same bytes, bad files are refused by name, locks hold. */
+/* backend/disk: all I/O paths move the same bytes, bad files are refused by name, locks hold. */
 #include "test.h"
 
 #include <errno.h>
@@ -20,11 +20,13 @@
 #include <unistd.h>
 
 #include "backend/disk/disk.h"
+#include "backend/disk/image_create.h"
 
 #define DISK_SIZE (1u << 20)
 
 struct fixture {
     bool uring;
+    enum disk_format format;
     char path[64];
     struct disk *disk;
 };
@@ -40,8 +42,11 @@ static void make_file(struct fixture *f, off_t size)
 
 static struct disk *open_disk(const struct fixture *f, bool direct)
 {
-    struct disk_config config = {
-        .path = f->path, .direct = direct, .use_io_uring = f->uring, .queue_count = 2};
+    struct disk_config config = {.path = f->path,
+                                 .format = f->format,
+                                 .direct = direct,
+                                 .use_io_uring = f->uring,
+                                 .queue_count = 2};
     struct err err = {{0}};
     struct disk *disk = NULL;
     if (disk_open(&disk, &config, &err))
@@ -54,6 +59,23 @@ static int setup(void **state, bool uring)
     struct fixture *f = calloc(1, sizeof *f);
     f->uring = uring;
     make_file(f, DISK_SIZE);
+    f->disk = open_disk(f, false);
+    *state = f;
+    return 0;
+}
+
+/* A disk of the same size in a qcow2 image. */
+static int setup_qcow2(void **state)
+{
+    struct fixture *f = calloc(1, sizeof *f);
+    struct image_create create = {.format = DISK_FORMAT_QCOW2,
+                                  .qcow2 = {DISK_SIZE, 3, 4096, 16, false, NULL, NULL}};
+    struct image_new made;
+    make_file(f, 0);
+    unlink(f->path);
+    if (image_create_begin(&made, f->path, &create, NULL) || image_create_finish(&made, NULL))
+        return -1;
+    f->format = DISK_FORMAT_QCOW2;
     f->disk = open_disk(f, false);
     *state = f;
     return 0;
@@ -86,6 +108,7 @@ static struct fixture *fixture_of(void **state)
     disk_info(f->disk, &info);
     if (f->uring && strcmp(info.io_name, "io_uring") != 0)
         skip();
+    assert_string_equal(info.format_name, f->format == DISK_FORMAT_QCOW2 ? "qcow2" : "raw");
     assert_string_equal(info.io_name, f->uring ? "io_uring" : "threads");
     return f;
 }
@@ -137,6 +160,8 @@ static void test_data_comes_back(void **state)
     memset(in, 0xee, sizeof in);
     assert_int_equal(transfer(f->disk, DISK_READ, 512, in, sizeof in), 0);
     assert_memory_equal(out, in, sizeof in);
+    if (f->format == DISK_FORMAT_QCOW2)
+        return;
     int fd = open(f->path, O_RDONLY);
     assert_int_equal(pread(fd, in, sizeof in, 512), sizeof in);
     close(fd);
@@ -430,6 +455,28 @@ static void test_denied_io_uring_falls_back(void **state)
 #test " (io_uring)", test, setup_uring, teardown, NULL                                     \
     }
 
+/* What was not flushed by the guest is there when the disk was closed. */
+static void test_closing_writes_the_tables(void **state)
+{
+    struct fixture *f = fixture_of(state);
+    uint8_t out[8192], in[8192];
+    fill(out, sizeof out, 9);
+    assert_int_equal(transfer(f->disk, DISK_WRITE, 65536, out, sizeof out), 0);
+    disk_close(f->disk);
+    f->disk = open_disk(f, true);
+    struct disk_info info;
+    disk_info(f->disk, &info);
+    assert_int_equal(info.size, DISK_SIZE);
+    assert_int_equal(info.discard_granularity, 4096);
+    assert_int_equal(transfer(f->disk, DISK_READ, 65536, in, sizeof in), 0);
+    assert_memory_equal(out, in, sizeof in);
+}
+
+#define QCOW2(test)                                                                                \
+    {                                                                                              \
+#test " (qcow2)", test, setup_qcow2, teardown, NULL                                        \
+    }
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -441,6 +488,11 @@ int main(void)
         BOTH(test_full_host_disk_is_an_io_error),
         BOTH(test_many_requests_at_once),
         BOTH(test_direct_takes_any_alignment),
+        QCOW2(test_data_comes_back),
+        QCOW2(test_discard_and_zeroes),
+        QCOW2(test_bad_ranges_are_refused),
+        QCOW2(test_many_requests_at_once),
+        QCOW2(test_closing_writes_the_tables),
         cmocka_unit_test(test_bad_files_are_refused_by_name),
         cmocka_unit_test_setup_teardown(test_locks_keep_writers_apart, setup_threads, teardown),
         cmocka_unit_test(test_odd_size_is_rounded_up),

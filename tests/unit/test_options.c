@@ -72,11 +72,47 @@ static void test_engine_options(void **state)
     run_options_free(&o);
 }
 
+static int parse_letter(void *target, const char *value, struct err *err)
+{
+    *(const char **)target = value;
+    return 0;
+}
+
+/* As `parat disk` takes them: words anywhere, options of one letter. */
+static void test_words_and_letters(void **state)
+{
+    static const struct option list[] = {{"O", "FORMAT", "a letter", false, parse_letter},
+                                         {"long", NULL, "a flag", false, parse_letter}};
+    const char *words[2] = {NULL, NULL}, *letter = "";
+    const struct options options = {list, ARRAY_COUNT(list), words, 2};
+    char *good[] = {(char *)"in", (char *)"-O", (char *)"raw", (char *)"-5G", NULL};
+    char *many[] = {(char *)"a", (char *)"b", (char *)"c", NULL};
+    char *unknown[] = {(char *)"-x", NULL}, *wrong[] = {(char *)"--O", (char *)"raw", NULL};
+    char *bare[] = {(char *)"-O", NULL};
+    struct err err = {{0}};
+    bool help;
+    assert_int_equal(options_parse(&options, good, &letter, &help, &err), 0);
+    assert_string_equal(words[0], "in");
+    assert_string_equal(words[1], "-5G");
+    assert_string_equal(letter, "raw");
+    assert_int_equal(options_parse(&options, many, &letter, &help, &err), -EINVAL);
+    assert_string_equal(err.text, "c: is one argument too many");
+    assert_int_equal(options_parse(&options, unknown, &letter, &help, &err), -EINVAL);
+    assert_string_equal(err.text, "-x: there is no such option");
+    assert_int_equal(options_parse(&options, wrong, &letter, &help, &err), -EINVAL);
+    assert_int_equal(options_parse(&options, bare, &letter, &help, &err), -EINVAL);
+    assert_string_equal(err.text, "-O: needs a value (FORMAT)");
+}
+
 static void test_disks(void **state)
 {
     struct run_options o =
-        parse_good(ARGS("--disk", "a.img", "--disk=b,,c.img,ro,serial=S 1,direct,io=threads"));
-    assert_int_equal(o.disk_count, 2);
+        parse_good(ARGS("--disk", "a.img", "--disk=b,,c.img,ro,serial=S 1,direct,io=threads",
+                        "--disk=d,format=qcow2", "--disk=e.qcow2,format=raw"));
+    assert_int_equal(o.disk_count, 4);
+    assert_int_equal(o.disks[0].format, DISK_FORMAT_AUTO);
+    assert_int_equal(o.disks[2].format, DISK_FORMAT_QCOW2);
+    assert_int_equal(o.disks[3].format, DISK_FORMAT_RAW);
     assert_string_equal(o.disks[0].path, "a.img");
     assert_false(o.disks[0].read_only || o.disks[0].direct || o.disks[0].no_io_uring);
     assert_string_equal(o.disks[1].path, "b,c.img");
@@ -273,6 +309,7 @@ int main(void)
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_both_spellings_and_repeats),
         cmocka_unit_test(test_engine_options),
+        cmocka_unit_test(test_words_and_letters),
         cmocka_unit_test(test_disks),
         cmocka_unit_test(test_nets),
         cmocka_unit_test(test_bad_values_are_told_by_name),
