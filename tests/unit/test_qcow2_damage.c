@@ -448,7 +448,7 @@ static void test_bad_chains_are_refused_by_name(void **state)
     write_qcow2(f, "lie.qcow2", "base.raw", "qcow2");
     assert_chain_refused(f, "lie.qcow2", "base.raw", "is no qcow2 image");
     write_qcow2(f, "self.qcow2", "self.qcow2", "qcow2");
-    assert_chain_refused(f, "self.qcow2", "self.qcow2", "in use writable");
+    assert_chain_refused(f, "self.qcow2", "self.qcow2", "is its own backing file");
     write_qcow2(f, "a.qcow2", "b.qcow2", "qcow2");
     write_qcow2(f, "b.qcow2", "b.qcow2", "qcow2");
     assert_chain_refused(f, "a.qcow2", "b.qcow2", "is its own backing file");

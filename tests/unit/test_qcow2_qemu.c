@@ -290,6 +290,30 @@ static void test_checks_agree(void **state)
     use_image(f, "a.qcow2");
 }
 
+/* 64 TiB with something in the first, middle and last cluster. */
+static void test_large_disks_work(void **state)
+{
+    struct fixture *f = fixture_of(state);
+    uint64_t size = 64ull << 40, places[] = {0, size / 2 + 512, size - 512};
+    struct qcow2_create create = {size, 3, 65536, 16, false, NULL, NULL};
+    make(f, &create);
+    struct image *image = open_image(f, "a.qcow2", false);
+    assert_int_equal(image->size, size);
+    for (size_t i = 0; i < ARRAY_COUNT(places); i++)
+        assert_int_equal(image_write(image, f->model + 32768, 512, places[i]), 0);
+    assert_int_equal(image_close(image), 0);
+    RUN(f, "qemu-img check -q a.qcow2");
+    image = open_image(f, "a.qcow2", true);
+    for (size_t i = 0; i < ARRAY_COUNT(places); i++) {
+        assert_int_equal(image_read(image, f->buffer, 512, places[i]), 0);
+        assert_memory_equal(f->buffer, f->model + 32768, 512);
+    }
+    assert_int_equal(image_close(image), 0);
+    struct stat st;
+    assert_int_equal(stat(path_of(f, "a.qcow2"), &st), 0);
+    assert_true(st.st_blocks * 512ll < 4 << 20);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -299,6 +323,7 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(test_bitmaps_are_marked_out_of_date, setup, teardown),
         cmocka_unit_test_setup_teardown(test_our_images_are_good_for_qemu_img, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_large_disks_work, setup, teardown),
         cmocka_unit_test_setup_teardown(test_checks_agree, setup, teardown),
     };
     return cmocka_run_group_tests_name("qcow2_qemu", tests, NULL, NULL);

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <linux/falloc.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -99,15 +100,23 @@ int disk_open(struct disk **out, const struct disk_config *config, struct err *e
     return 0;
 }
 
+static void close_image(struct image *image)
+{
+    char name[256];
+    snprintf(name, sizeof name, "%s", image->name);
+    int error = image_close(image);
+    if (error)
+        log_error("%s: what the guest had not flushed is lost: %s", name, strerror(-error));
+}
+
 void disk_close(struct disk *disk)
 {
     if (!disk)
         return;
     if (disk->io)
         disk->io->destroy(disk);
-    int error = image_close(disk->image);
-    if (error)
-        log_error("a disk image could not be closed cleanly: %s", strerror(-error));
+    if (disk->image)
+        close_image(disk->image);
     disk_file_close(&disk->file);
     pthread_cond_destroy(&disk->idle);
     pthread_mutex_destroy(&disk->lock);

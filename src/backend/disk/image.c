@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "backend/disk/qcow2.h"
@@ -116,13 +117,17 @@ static int find_backing_format(const struct image *image, struct image_config *c
     return 0;
 }
 
-static int check_loop(const struct link *link, const struct image_config *config, struct err *err)
+/* Before it is opened: its lock would be in the way of its own image. */
+static int check_loop(const struct link *above, const struct image_config *config, struct err *err)
 {
-    if (link->depth > IMAGE_DEPTH_MAX)
+    struct stat st;
+    if (above->depth >= IMAGE_DEPTH_MAX)
         return err_set(err, ELOOP, "%s%s: more than %d files back each other", config->label,
                        config->path, IMAGE_DEPTH_MAX);
-    for (const struct link *above = link->above; above; above = above->above)
-        if (above->device == link->device && above->inode == link->inode)
+    if (stat(config->path, &st) < 0)
+        return 0; /* opening it tells why */
+    for (; above; above = above->above)
+        if (above->device == st.st_dev && above->inode == st.st_ino)
             return err_set(err, ELOOP, "%s%s: is its own backing file in the end", config->label,
                            config->path);
     return 0;
@@ -137,13 +142,13 @@ static int open_backing_file(struct image *image, struct image_config *config,
     struct disk_file file;
     struct disk_file_config file_config = {
         .label = config->label, .path = config->path, .read_only = true, .direct = config->direct};
-    int error = disk_file_open(&file, &file_config, err);
+    int error = check_loop(above, config, err);
+    if (!error)
+        error = disk_file_open(&file, &file_config, err);
     if (error)
         return error;
     struct link link = {above, file.device, file.inode, above->depth + 1};
-    error = check_loop(&link, config, err);
-    if (!error)
-        error = find_backing_format(image, config, &file, err);
+    error = find_backing_format(image, config, &file, err);
     if (error) {
         disk_file_close(&file);
         return error;

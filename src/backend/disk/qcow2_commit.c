@@ -131,12 +131,15 @@ static void free_pending(struct qcow2 *q)
     q->pending = NULL;
 }
 
-static int commit(struct qcow2 *q, bool with_counts)
+/* Counts go with tables that point to what they count. all: those that went down, too, and those
+ * of lazy refcounts. */
+static int commit(struct qcow2 *q, bool all)
 {
     qcow2_wait_commit(q);
     if (q->failed)
         return q->failed;
-    struct batch batch = {.with_counts = with_counts};
+    bool mapping = q->l2_cache.dirty_count || has_l1_changes(q);
+    struct batch batch = {.with_counts = all || (mapping && !qcow2_is_lazy(q))};
     int error = collect(q, &batch);
     if (!error) {
         q->committing = true;
@@ -158,9 +161,7 @@ static int commit(struct qcow2 *q, bool with_counts)
 
 int qcow2_commit(struct qcow2 *q)
 {
-    /* Counts go with tables only: those that went down may wait for the next change. */
-    bool mapping = q->l2_cache.dirty_count || has_l1_changes(q);
-    return commit(q, mapping && !qcow2_is_lazy(q));
+    return commit(q, false);
 }
 
 static bool is_full(const struct qcow2_cache *cache)
@@ -213,7 +214,7 @@ int qcow2_begin_change(struct qcow2 *q)
 int qcow2_commit_all(struct qcow2 *q)
 {
     pthread_mutex_lock(&q->lock);
-    int error = commit(q, !qcow2_is_lazy(q));
+    int error = commit(q, false);
     /* Again: the first one let counts go down. */
     if (!error)
         error = commit(q, true);
