@@ -149,7 +149,8 @@ int cmd_doctor(const struct cli *cli, char **args)
     struct doctor_options o = {0};
     struct err err = {{0}};
     bool help;
-    if (options_parse(options, ARRAY_COUNT(options), args, &o, &help, &err)) {
+    const struct options table = {.list = options, .count = ARRAY_COUNT(options)};
+    if (options_parse(&table, args, &o, &help, &err)) {
         log_error("doctor: %s", err.text);
         return EXIT_WRONG_USE;
     }
