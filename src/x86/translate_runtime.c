@@ -285,7 +285,8 @@ static void emit_vectors_load_avx(struct x86_emit *e)
             x86_emit_op(e, &load, i, &upper);
             continue;
         }
-        struct x86_encoding vorps = {.opcode = 0x56, .map = 1, .vex = true, .vvvv = (uint8_t)(i & 1)};
+        struct x86_encoding vorps = {
+            .opcode = 0x56, .map = 1, .vex = true, .vvvv = (uint8_t)(i & 1)};
         x86_emit_op(e, &vorps, i & 1, &upper);
     }
     struct x86_encoding vorps = {.opcode = 0x56, .map = 1, .vex = true, .vvvv = 1};
