@@ -114,23 +114,23 @@ static int try_on_thread(const struct sandbox *sandbox, enum sandbox_role role)
     return trial.error;
 }
 
-static int make_filters(struct sandbox *sandbox, unsigned roles)
+static int make_filters(struct sandbox *sandbox, const struct sandbox_config *config)
 {
     int error = 0;
     for (unsigned i = 0; i < SANDBOX_ROLE_COUNT && !error; i++)
-        if (roles & BIT(i))
-            error = sandbox_filter_make((enum sandbox_role)i, &sandbox->program[i]);
+        if (config->roles & BIT(i))
+            error = sandbox_filter_make((enum sandbox_role)i, config, &sandbox->program[i]);
     return error;
 }
 
-int sandbox_create(struct sandbox **out, unsigned roles, struct err *err)
+int sandbox_create(struct sandbox **out, const struct sandbox_config *config, struct err *err)
 {
     struct sandbox *sandbox = calloc(1, sizeof *sandbox);
-    enum sandbox_role any = (enum sandbox_role)__builtin_ctz(roles);
+    enum sandbox_role any = (enum sandbox_role)__builtin_ctz(config->roles);
     if (!sandbox)
         return err_set(err, ENOMEM, "--sandbox: out of memory");
     sandbox->landlock = sandbox_landlock_make(any);
-    int error = make_filters(sandbox, roles);
+    int error = make_filters(sandbox, config);
     if (!error)
         error = try_on_thread(sandbox, any);
     if (error) {

@@ -28,12 +28,21 @@ enum sandbox_role {
 
 struct sandbox;
 
+struct sandbox_config {
+    unsigned roles; /* BIT(role) */
+    /* Requests by ioctl that the roles of a VM's process may make beside the table's: those of its
+     * engine. Copied. NULL: none. */
+    const unsigned *ioctls;
+    size_t ioctl_count;
+};
+
 /*
- * Makes the filters of these roles (a mask of BIT(role)), with the process's own number in them,
+ * Makes the filters of the roles, with the process's own number in them,
  * and tries one on a thread that ends at once. An error means that this host cannot do it. Nothing
  * is given up yet.
  */
-int sandbox_create(struct sandbox **out, unsigned roles, struct err *err) MUST_USE;
+int sandbox_create(struct sandbox **out, const struct sandbox_config *config,
+                   struct err *err) MUST_USE;
 /* NULL is fine. No thread enters it any more. */
 void sandbox_destroy(struct sandbox *sandbox);
 

@@ -112,7 +112,8 @@ static int export(scmp_filter_ctx filter, struct sock_fprog *program)
     return 0;
 }
 
-int sandbox_filter_make(enum sandbox_role role, struct sock_fprog *program)
+int sandbox_filter_make(enum sandbox_role role, const struct sandbox_config *config,
+                        struct sock_fprog *program)
 {
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_TRAP);
     if (!filter)
@@ -123,6 +124,8 @@ int sandbox_filter_make(enum sandbox_role role, struct sock_fprog *program)
         error = seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2); /* a tree, not a list */
     if (!error)
         error = add_calls(filter, role);
+    if (!error && role != SANDBOX_NET_HELPER)
+        error = allow_values(filter, SCMP_SYS(ioctl), 1, config->ioctls, config->ioctl_count);
     if (!error)
         error = export(filter, program);
     seccomp_release(filter);

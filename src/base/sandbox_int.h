@@ -35,7 +35,8 @@ extern const size_t sandbox_call_count;
 /* --- sandbox_filter.c --- */
 
 /* The role's program for the kernel, in memory of its own (free(program->filter)). */
-int sandbox_filter_make(enum sandbox_role role, struct sock_fprog *program);
+int sandbox_filter_make(enum sandbox_role role, const struct sandbox_config *config,
+                        struct sock_fprog *program);
 
 /* --- sandbox_landlock.c --- */
 

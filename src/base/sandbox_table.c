@@ -1,6 +1,7 @@
 /*
  * Every system call that a thread may make after its sandbox has closed: for which roles, with
- * which arguments, and why. What is not here ends the process. Descriptors that were opened before
+ * which arguments, and why. What is not here ends the process, but for the requests by ioctl of the
+ * VM's engine (vm/engine.h). Descriptors that were opened before
  * stay usable; no call here opens a path (but for the network helper's name server), runs a
  * program, makes a thread, or gives memory that can be executed.
  */
@@ -35,6 +36,7 @@ const struct sandbox_call sandbox_calls[] = {
     /* Signals */
     {SCMP_SYS(rt_sigreturn), ALL, CHECK_NONE, "the end of a signal handler"},
     {SCMP_SYS(rt_sigprocmask), ALL, CHECK_NONE, "abort, the end of a thread"},
+    {SCMP_SYS(rt_sigtimedwait), VCPU, CHECK_NONE, "engine kvm: the signal that ended a run"},
     {SCMP_SYS(rt_sigaction), ALL, CHECK_NONE, "abort"},
     {SCMP_SYS(sigaltstack), ALL, CHECK_NONE, "sanitizers at the end of a thread"},
     {SCMP_SYS(restart_syscall), ALL, CHECK_NONE, "a wait goes on after SIGSTOP and SIGCONT"},
@@ -61,7 +63,8 @@ const struct sandbox_call sandbox_calls[] = {
     {SCMP_SYS(write), ALL, CHECK_NONE, "log, console, statistics; waking the loop"},
     {SCMP_SYS(writev), ALL, CHECK_NONE, "libc's own messages"},
     {SCMP_SYS(close), ALL, CHECK_NONE, "the end of the VM; connections"},
-    {SCMP_SYS(lseek), LOOP | NET, CHECK_NONE, "loading the kernel at a reset; stdio"},
+    {SCMP_SYS(lseek), LOOP | WORKER | NET, CHECK_NONE,
+     "loading the kernel at a reset; sizes and holes of images; stdio"},
     {SCMP_SYS(pread64), LOOP | WORKER, CHECK_NONE, "loading the kernel at a reset; disks"},
     {SCMP_SYS(pwrite64), LOOP | WORKER, CHECK_NONE, "statistics; disks"},
     {SCMP_SYS(sendfile), LOOP, CHECK_NONE, "loading the kernel at a reset"},
@@ -78,13 +81,13 @@ const struct sandbox_call sandbox_calls[] = {
     {SCMP_SYS(getrusage), LOOP, CHECK_NONE, "statistics"},
 
     /* Disks */
-    {SCMP_SYS(preadv), WORKER, CHECK_NONE, "disks"},
-    {SCMP_SYS(pwritev), WORKER, CHECK_NONE, "disks"},
-    {SCMP_SYS(preadv2), WORKER, CHECK_NONE, "disks"},
-    {SCMP_SYS(pwritev2), WORKER, CHECK_NONE, "disks"},
-    {SCMP_SYS(fdatasync), WORKER, CHECK_NONE, "flushes"},
-    {SCMP_SYS(fsync), WORKER, CHECK_NONE, "flushes"},
-    {SCMP_SYS(fallocate), WORKER, CHECK_NONE, "discard, write zeroes"},
+    {SCMP_SYS(preadv), LOOP | WORKER, CHECK_NONE, "disks; closing an image"},
+    {SCMP_SYS(pwritev), LOOP | WORKER, CHECK_NONE, "disks; closing an image"},
+    {SCMP_SYS(preadv2), LOOP | WORKER, CHECK_NONE, "disks; closing an image"},
+    {SCMP_SYS(pwritev2), LOOP | WORKER, CHECK_NONE, "disks; closing an image"},
+    {SCMP_SYS(fdatasync), LOOP | WORKER, CHECK_NONE, "flushes; closing an image"},
+    {SCMP_SYS(fsync), LOOP | WORKER, CHECK_NONE, "flushes; closing an image"},
+    {SCMP_SYS(fallocate), LOOP | WORKER, CHECK_NONE, "discard, write zeroes; closing an image"},
     {SCMP_SYS(io_uring_enter), LOOP | VCPU | WORKER | REAPER, CHECK_NONE,
      "requests to a ring that was restricted before"},
 

@@ -22,10 +22,13 @@
 /* The filters are there before the first thread, which closes its sandbox by itself. */
 static int make_sandbox(struct composition *c, struct err *err)
 {
-    const unsigned roles = BIT(SANDBOX_LOOP) | BIT(SANDBOX_VCPU) | BIT(SANDBOX_WORKER) |
-                           BIT(SANDBOX_REAPER) | BIT(SANDBOX_ALARM);
+    const struct sandbox_config config = {.roles = BIT(SANDBOX_LOOP) | BIT(SANDBOX_VCPU) |
+                                                   BIT(SANDBOX_WORKER) | BIT(SANDBOX_REAPER) |
+                                                   BIT(SANDBOX_ALARM),
+                                          .ioctls = c->choice.engine->ioctls,
+                                          .ioctl_count = c->choice.engine->ioctl_count};
     if (!c->options->no_sandbox)
-        return sandbox_create(&c->sandbox, roles, err);
+        return sandbox_create(&c->sandbox, &config, err);
     log_warning("--sandbox off: a guest that breaks out of its machine can do all that you can");
     return 0;
 }

@@ -145,7 +145,7 @@ static void add_machine(json_t *root, const struct stats_run *run)
     struct machine *machine = run->machine;
     struct machine_counters counters;
     machine_counters(machine, &counters);
-    bool counts = machine->engine->capabilities() & ENGINE_CAP_COUNTS_INSTRUCTIONS;
+    bool counts = machine->capabilities & ENGINE_CAP_COUNTS_INSTRUCTIONS;
     uint64_t first_ns = machine_first_run_ns(machine);
     json_object_set_new(root, "engine", json_string(machine->engine->name));
     json_object_set_new(root, "cpus", integer(machine->config.vcpu_count));

@@ -22,12 +22,16 @@
 
 #define PAGES_MAX 32 /* written by one instruction and the delivery of its exception */
 
-struct emulator {
-    struct x86_cpu cpu;
-    struct machine *machine;
+/* What the vCPUs' emulators share. Made before the sandbox closes: it is executable memory. */
+struct emulator_code {
     struct stub_memory memory;
     struct x86_stubs *stubs;
     struct x86_decoder *decoder;
+};
+
+struct emulator {
+    struct x86_cpu cpu;
+    struct machine *machine;
     uint64_t tsc_hz;
     gpa_t written[PAGES_MAX];
     unsigned written_count;
@@ -176,27 +180,48 @@ static const struct x86_ops ops = {
 
 /* --- creation --- */
 
-void emulator_destroy(struct emulator *e)
+void emulator_destroy(struct emulator *emulator)
 {
-    if (!e)
-        return;
-    x86_decoder_destroy(e->decoder);
-    x86_stubs_destroy(e->stubs);
-    stub_memory_destroy(&e->memory);
-    free(e);
+    free(emulator);
 }
 
-static int create_decoder(struct emulator *e, struct err *err)
+void emulator_code_destroy(struct emulator_code *code)
 {
-    int error = stub_memory_create(&e->memory, X86_STUBS_SIZE, err);
+    if (!code)
+        return;
+    x86_decoder_destroy(code->decoder);
+    x86_stubs_destroy(code->stubs);
+    stub_memory_destroy(&code->memory);
+    free(code);
+}
+
+static int create_decoder(struct emulator_code *code, const struct x86_features *features,
+                          struct err *err)
+{
+    int error = stub_memory_create(&code->memory, X86_STUBS_SIZE, err);
     if (error)
         return error;
     struct x86_stub_memory memory = {
-        .write = e->memory.write, .execute = e->memory.execute, .size = e->memory.size};
-    error = x86_stubs_create(&e->stubs, &memory);
+        .write = code->memory.write, .execute = code->memory.execute, .size = code->memory.size};
+    error = x86_stubs_create(&code->stubs, &memory);
     if (!error)
-        error = x86_decoder_create(&e->decoder, &e->machine->config.cpuid->features, e->stubs);
+        error = x86_decoder_create(&code->decoder, features, code->stubs);
     return error ? err_set(err, -error, "out of memory") : 0;
+}
+
+int emulator_code_create(struct emulator_code **out, const struct x86_features *features,
+                         struct err *err)
+{
+    struct emulator_code *code = calloc(1, sizeof *code);
+    if (!code)
+        return err_set(err, ENOMEM, "out of memory");
+    int error = create_decoder(code, features, err);
+    if (error) {
+        emulator_code_destroy(code);
+        return error;
+    }
+    *out = code;
+    return 0;
 }
 
 /* Large: the CPU's TLB. Aligned for it, and in whole pages, so that only what is used is there. */
@@ -208,16 +233,11 @@ static int create(struct vcpu *vcpu, struct err *err)
         return err_set(err, ENOMEM, "out of memory");
     memset(e, 0, sizeof *e);
     e->machine = vcpu->machine;
-    int error = create_decoder(e, err);
-    if (error) {
-        emulator_destroy(e);
-        return error;
-    }
     struct x86_cpu_config config = {.ops = &ops,
                                     .context = e,
-                                    .decoder = e->decoder,
+                                    .decoder = vcpu->machine->emulator_code->decoder,
                                     .cpuid = vcpu->machine->config.cpuid,
-                                    .stubs = e->stubs,
+                                    .stubs = vcpu->machine->emulator_code->stubs,
                                     .apic_id = vcpu->index,
                                     .is_bsp = vcpu->index == 0};
     x86_cpu_init(&e->cpu, &config);

@@ -199,6 +199,10 @@ struct engine_ops {
 
     /* Measures; at most a few milliseconds. */
     void (*probe)(struct engine_probe *out);
+    /* Requests by ioctl that the operations make once a VM and its vCPUs are there: the sandbox
+     * lets them pass. NULL: none. */
+    const unsigned *ioctls;
+    size_t ioctl_count;
     unsigned (*capabilities)(void); /* enum engine_capability */
     /* The CPUID features that this engine can give on this host. */
     void (*cpu_features)(struct x86_features *out);

@@ -16,6 +16,7 @@
 
 #include "base/clock.h"
 #include "base/sandbox.h"
+#include "vm/emulate.h"
 
 const char *machine_end_name(enum machine_end end)
 {
@@ -114,7 +115,11 @@ static int create_engine(struct machine *machine, struct err *err)
                                       .callbacks = &callbacks,
                                       .context = machine,
                                       .sandbox = machine->config.sandbox};
+    machine->capabilities = machine->engine->capabilities();
     int error = machine->engine->vm_create(&config, &machine->engine_vm, err);
+    if (!error && !(machine->capabilities & ENGINE_CAP_CODE_MODES) && machine->config.cpuid)
+        error =
+            emulator_code_create(&machine->emulator_code, &machine->config.cpuid->features, err);
     if (error)
         return error;
     size_t count;
@@ -205,6 +210,7 @@ void machine_destroy(struct machine *machine)
     loop_message_cancel(machine->loop, &m->message.message);
     if (machine->engine_vm)
         machine->engine->vm_destroy(machine->engine_vm);
+    emulator_code_destroy(machine->emulator_code);
     vm_clock_destroy(machine->clock);
     irq_lines_destroy(machine->irq);
     bus_destroy(machine->mmio);

@@ -37,6 +37,7 @@ const char *machine_end_name(enum machine_end end); /* "poweroff", "debug-exit"â
 
 struct machine;
 
+struct emulator_code;
 struct sandbox;
 
 struct machine_config {
@@ -87,7 +88,9 @@ struct machine {
     struct vm_clock *clock;
     struct loop *loop;
     const struct engine_ops *engine;
+    unsigned capabilities; /* the engine's */
     struct engine_vm *engine_vm;
+    struct emulator_code *emulator_code; /* NULL: the engine executes everything itself */
     struct vcpu vcpu[ENGINE_VCPUS_MAX];
     struct list devices;
     uint64_t pci64_base; /* of the 64-bit window */

@@ -23,7 +23,8 @@
 
 #include "base/sandbox_int.h"
 
-#define VIOLATION 6
+#define VIOLATION      6
+#define ENGINE_REQUEST 0xae80u /* what an engine asks for; beside 0 to 0x5412 */
 
 /* --- a child with a role --- */
 
@@ -48,6 +49,8 @@ typedef int child_function(void);
 static void be_child(enum sandbox_role role, child_function *function)
 {
     struct sigaction action = {.sa_sigaction = on_sigsys, .sa_flags = SA_SIGINFO};
+    const unsigned request = ENGINE_REQUEST;
+    const struct sandbox_config config = {.roles = BIT(role), .ioctls = &request, .ioctl_count = 1};
     struct sandbox *sandbox;
     struct err err;
     sigset_t all;
@@ -56,7 +59,7 @@ static void be_child(enum sandbox_role role, child_function *function)
     sigfillset(&all); /* as in the threads of the VM process */
     pthread_sigmask(SIG_SETMASK, &all, NULL);
     prctl(PR_SET_NAME, "a-thread");
-    if (sandbox_create(&sandbox, BIT(role), &err)) {
+    if (sandbox_create(&sandbox, &config, &err)) {
         dprintf(report_fd(), "%s", err.text);
         _exit(100);
     }
@@ -185,6 +188,11 @@ static int use_the_internet(void)
     return socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0) >= 0 ? 0 : 1;
 }
 
+static int ask_the_engine(void)
+{
+    return syscall(SYS_ioctl, -1, ENGINE_REQUEST, NULL) == -1 ? 0 : 1;
+}
+
 static int stop_itself(void)
 {
     (void)syscall(SYS_kill, getpid(), 0); /* signal 0 is not SIGSTOP */
@@ -201,8 +209,11 @@ static void roles_differ(void **state)
         {read_something, "read", BIT(SANDBOX_LOOP) | BIT(SANDBOX_NET_HELPER)},
         {send_something, "sendmsg",
          BIT(SANDBOX_LOOP) | BIT(SANDBOX_VCPU) | BIT(SANDBOX_NET_HELPER)},
-        {write_a_disk, "pwritev", BIT(SANDBOX_WORKER)},
+        {write_a_disk, "pwritev", BIT(SANDBOX_LOOP) | BIT(SANDBOX_WORKER)},
         {use_the_internet, "socket", BIT(SANDBOX_NET_HELPER)},
+        {ask_the_engine, "ioctl",
+         BIT(SANDBOX_LOOP) | BIT(SANDBOX_VCPU) | BIT(SANDBOX_WORKER) | BIT(SANDBOX_REAPER) |
+             BIT(SANDBOX_ALARM)},
         {stop_itself, "kill", 0},
     };
     for (unsigned role = 0; role < SANDBOX_ROLE_COUNT; role++)

@@ -259,11 +259,12 @@ static struct net_user_answer add_forwards(struct helper *helper,
 /* Everything is open that needs a privilege. */
 static int confine(void)
 {
+    const struct sandbox_config config = {.roles = BIT(SANDBOX_NET_HELPER)};
     struct sandbox *sandbox;
     struct err err;
     sandbox_leave_root();
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* another user: the kernel has forgotten it */
-    int error = sandbox_create(&sandbox, BIT(SANDBOX_NET_HELPER), &err);
+    int error = sandbox_create(&sandbox, &config, &err);
     if (error)
         return error;
     sandbox_enter(sandbox, SANDBOX_NET_HELPER);
