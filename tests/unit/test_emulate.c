@@ -59,6 +59,8 @@ static int setup(void **state)
     memset(config.features.word, 0xff, sizeof config.features.word);
     x86_cpuid_build(&t->cpuid, &config);
     t->machine->config.cpuid = &t->cpuid;
+    assert_int_equal(
+        emulator_code_create(&t->machine->emulator_code, &t->cpuid.features, &(struct err) {0}), 0);
     t->pio = (struct bus_range) {PORT, 4, &value_ops, &t->port_value, NULL};
     t->mmio = (struct bus_range) {0xfe000000, 4096, &value_ops, &t->mmio_value, NULL};
     assert_int_equal(bus_add(t->machine->pio, &t->pio), 0);
