@@ -23,8 +23,8 @@ _FOLDERS = ("bin", "dev", "flat", "guest", "proc", "root", "sys", "tmp", "lib", 
             "usr/lib", "etc")
 _MEMORY = "2500M"
 _START_SECONDS = 60  # from QEMU's start to the first job
-# A job that hangs is ended by the lab's own clock; this is how much later we end the whole PC. QEMU's
-# software CPU sometimes stands still in a nested guest: then the PC is started again for what is left.
+# A job that hangs is ended by the lab's own clock; this is how much later we end the whole PC, when that
+# stands still (see lab-init.sh). It is started again for what is left.
 _GRACE_SECONDS = 30
 _STARTS_MAX = 3
 
@@ -185,6 +185,8 @@ def _add_guests(archive, build):
         archive.add(f"flat/{guest.name}", stat.S_IFREG | 0o644, guest.read_bytes())
         archive.add(f"flat/{guest.stem}.txt", stat.S_IFREG | 0o644, expected.read_bytes())
         archive.add(f"flat/{guest.stem}.cpu", stat.S_IFREG | 0o644, _own_text(guest))
+    idle = build / "tests" / "flat" / "idle.elf"
+    archive.add(f"flat/{idle.name}", stat.S_IFREG | 0o644, idle.read_bytes())
 
 
 def _own_text(guest):
