@@ -50,7 +50,7 @@ def run(program, wanted, arguments):
     said = {}
     with cache.scratch() as scratch:
         image = scratch / "lab.cpio"
-        image.write_bytes(_archive(program))
+        image.write_bytes(_archive(program, arguments.cpus))
         for start in range(_STARTS_MAX):
             left = [job for job in wanted if job not in said]
             if start and left:
@@ -128,7 +128,7 @@ def _report(wanted, said):
     return 1 if failed else 0
 
 
-def _archive(program):
+def _archive(program, cpus):
     """The PC's initrd: busybox, modules, parat with its libraries, guests, and lab-init.sh."""
     archive = initrd.Cpio()
     made = set()
@@ -147,7 +147,7 @@ def _archive(program):
     for path in programs:
         archive.add(f"bin/{path.name}", stat.S_IFREG | 0o755, path.read_bytes())
     _add_libraries(archive, made, programs)
-    _add_guests(archive, program.parent)
+    _add_guests(archive, program.parent, cpus)
     return archive.finish()
 
 
@@ -177,24 +177,26 @@ def _add_libraries(archive, made, programs):
         archive.add(path.lstrip("/"), stat.S_IFREG | 0o755, pathlib.Path(path).read_bytes())
 
 
-def _add_guests(archive, build):
+def _add_guests(archive, build, cpus):
     archive.add("guest/kernel", stat.S_IFREG | 0o644, (kernel.get() / "vmlinuz").read_bytes())
     archive.add("guest/initrd", stat.S_IFREG | 0o644, initrd.get().read_bytes())
     for expected in sorted(_EXPECTED.glob("*.txt")):
         guest = build / "tests" / "flat" / f"{expected.stem}.elf"
         archive.add(f"flat/{guest.name}", stat.S_IFREG | 0o644, guest.read_bytes())
         archive.add(f"flat/{guest.stem}.txt", stat.S_IFREG | 0o644, expected.read_bytes())
-        archive.add(f"flat/{guest.stem}.cpu", stat.S_IFREG | 0o644, _own_text(guest))
+        archive.add(f"flat/{guest.stem}.cpu", stat.S_IFREG | 0o644, _own_text(guest, cpus))
     idle = build / "tests" / "flat" / "idle.elf"
     archive.add(f"flat/{idle.name}", stat.S_IFREG | 0o644, idle.read_bytes())
 
 
-def _own_text(guest):
-    """What the guest prints when it runs on the emulated CPU itself, without KVM and parat."""
+def _own_text(guest, cpus):
+    """What the guest prints when it runs on the emulated CPU itself, without KVM and parat. With several
+    CPUs QEMU executes atomic operations in another way."""
     version = cache.run([_QEMU[0], "--version"], "cannot ask QEMU for its version")
-    result = cache.folder() / "lab" / cache.key(guest, version)
+    result = cache.folder() / "lab" / cache.key(guest, version, str(cpus))
     if not result.exists():
-        command = [*_QEMU, "-m", "128M", "-kernel", guest, "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
+        command = [*_QEMU, "-smp", str(cpus), "-m", "128M", "-kernel", guest,
+                   "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
         try:
             done = subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, timeout=_OWN_SECONDS, check=False)
