@@ -89,6 +89,7 @@ class _Pc:
             process = stack.enter_context(subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT))
+            stack.callback(process.kill)
             self._allow(process, _START_SECONDS)
             for raw in process.stdout:
                 line = raw.decode(errors="replace").rstrip("\r\n")
@@ -112,6 +113,7 @@ class _Pc:
         if self._timer:
             self._timer.cancel()
         self._timer = threading.Timer(seconds, process.kill)
+        self._timer.daemon = True
         self._timer.start()
 
 
