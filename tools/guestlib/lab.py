@@ -17,7 +17,7 @@ _FLAT_SECONDS = 60
 _MODULES = ("irqbypass", "kvm", "kvm_amd", "virtio_pci", "virtio_blk")
 _QEMU = ("qemu-system-x86_64", "-M", "q35,accel=tcg", "-cpu", "max", "-nographic", "-no-reboot",
          "-nodefaults", "-serial", "stdio")
-_FIRMWARE_END = b"Booting from ROM.."  # its last line, which it does not end
+_FIRMWARE_END = b"Booting from ROM.."  # its last line; a dot or an end follow only sometimes
 _OWN_SECONDS = 30
 _FOLDERS = ("bin", "dev", "flat", "guest", "proc", "root", "sys", "tmp", "lib", "lib64", "usr",
             "usr/lib", "etc")
@@ -195,7 +195,7 @@ def _own_text(guest, cpus):
     """What the guest prints when it runs on the emulated CPU itself, without KVM and parat. With several
     CPUs QEMU executes atomic operations in another way."""
     version = cache.run([_QEMU[0], "--version"], "cannot ask QEMU for its version")
-    result = cache.folder() / "lab" / cache.key(guest, version, str(cpus))
+    result = cache.folder() / "lab" / cache.key(pathlib.Path(__file__), guest, version, str(cpus))
     if not result.exists():
         command = [*_QEMU, "-smp", str(cpus), "-m", "128M", "-kernel", guest,
                    "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
@@ -206,6 +206,6 @@ def _own_text(guest, cpus):
         except subprocess.TimeoutExpired as expired:
             text = expired.stdout or b""  # it needs what the emulated PC does not have
         with cache.scratch() as scratch:
-            (scratch / "text").write_bytes(text.replace(b"\r", b"").partition(_FIRMWARE_END)[2])
+            (scratch / "text").write_bytes(text.replace(b"\r", b"").partition(_FIRMWARE_END)[2].lstrip(b".\n"))
             cache.publish(scratch / "text", result)
     return result.read_bytes()
