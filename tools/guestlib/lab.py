@@ -18,7 +18,7 @@ _MODULES = ("irqbypass", "kvm", "kvm_amd", "virtio_pci", "virtio_blk")
 _QEMU = ("qemu-system-x86_64", "-M", "q35,accel=tcg", "-cpu", "max", "-nographic", "-no-reboot",
          "-nodefaults", "-serial", "stdio")
 _FIRMWARE_END = b"Booting from ROM.."  # its last line; a dot or an end follow only sometimes
-_OWN_SECONDS = 30
+_OWN_SECONDS = 15
 _FOLDERS = ("bin", "dev", "flat", "guest", "proc", "root", "sys", "tmp", "lib", "lib64", "usr",
             "usr/lib", "etc")
 _MEMORY = "2500M"
