@@ -289,6 +289,49 @@ static void test_check_finds_and_mends(void **state)
     mem_free(mem);
 }
 
+/* New refcount tables must not make a pointer behind the file's end look good. */
+static void test_pointers_behind_the_end_stay_errors(void **state)
+{
+    struct mem_file *mem = good_image();
+    uint64_t block = pointer_at(mem, table_of(mem));
+    store_be16(mem->data + block + 2 * 1500, 1);
+    store_be64(mem->data + l2_of(mem) + 8, align_up(mem->size, CLUSTER) | QCOW2_COPIED);
+    struct mem_file *before = mem_create(mem->data, mem->size);
+    struct qcow2_report report = check_qcow2(mem, true, false);
+    assert_false(report.mended);
+    assert_true(report.errors > 0 && report.leaks > 0);
+    assert_int_equal(mem->size, before->size);
+    assert_memory_equal(mem->data, before->data, mem->size);
+    mem_free(before);
+    mem_free(mem);
+}
+
+/* What a bad table pointed to looks unused; mending must not give it away. */
+static void test_bad_tables_keep_what_they_pointed_to(void **state)
+{
+    static const struct patch patches[] = {
+        {QCOW2_AT_L1_OFFSET, 8, 1ull << 40, NULL},
+        {QCOW2_AT_L1_OFFSET, 8, 0, NULL},
+        {QCOW2_AT_SNAPSHOTS_OFFSET, 8, 1ull << 40, NULL},
+        {CLUSTER, 8, 1ull << 40, NULL}, /* the L1 entry */
+        {CLUSTER, 8, 0x1200, NULL},
+    };
+    for (size_t i = 0; i < ARRAY_COUNT(patches); i++) {
+        struct mem_file *mem = good_image();
+        assert_int_equal(l1_of(mem), CLUSTER);
+        add_snapshot(mem);
+        apply(mem, patches[i].offset, patches[i].width, patches[i].value);
+        struct mem_file *before = mem_create(mem->data, mem->size);
+        struct qcow2_report report = check_qcow2(mem, true, false);
+        assert_false(report.mended);
+        assert_true(report.errors > 0 && report.leaks > 0);
+        assert_int_equal(mem->size, before->size);
+        assert_memory_equal(mem->data, before->data, mem->size);
+        mem_free(before);
+        mem_free(mem);
+    }
+}
+
 /* Two parts of the disk in one cluster: both keep it until they are written. */
 static void test_shared_cluster_is_parted(void **state)
 {
@@ -509,6 +552,8 @@ int main(void)
         cmocka_unit_test(test_broken_compressed_cluster_is_an_error),
         cmocka_unit_test(test_free_table_is_not_given_away),
         cmocka_unit_test(test_check_finds_and_mends),
+        cmocka_unit_test(test_pointers_behind_the_end_stay_errors),
+        cmocka_unit_test(test_bad_tables_keep_what_they_pointed_to),
         cmocka_unit_test(test_shared_cluster_is_parted),
         cmocka_unit_test(test_corrupt_mark_goes_when_all_is_mended),
         cmocka_unit_test(test_random_damage_ends),

@@ -26,6 +26,7 @@ struct checker {
     uint64_t end, cluster; /* of the file in clusters, and their size */
     uint32_t block_bits;
     uint8_t *table; /* of one cluster */
+    bool lost;      /* a table could not be followed: what is in use is not known */
 };
 
 static void say(struct checker *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -44,6 +45,13 @@ static void say(struct checker *c, const char *format, ...)
 
 /* Counting */
 
+static void note_outside(struct checker *c, uint64_t cluster)
+{
+    uint64_t first = c->counts.outside;
+    cluster = MAX(cluster, c->end);
+    c->counts.outside = first ? MIN(first, cluster) : cluster;
+}
+
 /* One reference. *good: the cluster is there and holds nothing else. */
 static int count(struct checker *c, uint64_t cluster, enum qcow2_role role, const char *what,
                  bool *good)
@@ -51,6 +59,7 @@ static int count(struct checker *c, uint64_t cluster, enum qcow2_role role, cons
     *good = cluster < c->end;
     if (!*good) {
         c->report->errors++;
+        note_outside(c, cluster);
         say(c, "%s lies outside the file, at cluster %llu", what, (unsigned long long)cluster);
         return 0;
     }
@@ -70,7 +79,9 @@ static int count_fixed(struct checker *c, uint64_t offset, uint64_t bytes, const
     *good = true;
     if (bytes && (offset % c->cluster || !range_fits(offset, bytes, c->end * c->cluster))) {
         *good = false;
+        c->lost = true;
         c->report->errors++;
+        note_outside(c, offset / c->cluster);
         say(c, "%s lies outside the file", what);
         return 0;
     }
@@ -81,6 +92,7 @@ static int count_fixed(struct checker *c, uint64_t offset, uint64_t bytes, const
         error = count(c, i, QCOW2_ROLE_FIXED, what, &one);
         *good &= one;
     }
+    c->lost |= !*good;
     return error;
 }
 
@@ -131,6 +143,7 @@ static int enter_l1_entry(struct checker *c, uint64_t entry, bool *follow)
     *follow = false;
     if (offset % c->cluster || entry & ~(QCOW2_OFFSET_MASK | QCOW2_COPIED)) {
         c->report->errors++;
+        c->lost = true;
         say(c, "an L1 entry makes no sense: %#llx", (unsigned long long)entry);
         return 0;
     }
@@ -139,11 +152,15 @@ static int enter_l1_entry(struct checker *c, uint64_t entry, bool *follow)
     int error = qcow2_set_add(&c->seen, offset / c->cluster);
     if (error == -EEXIST) {
         c->report->errors++;
+        c->lost = true;
         say(c, "two L1 entries point to the L2 table at cluster %llu",
             (unsigned long long)(offset / c->cluster));
         return 0;
     }
-    return error ? error : count(c, offset / c->cluster, QCOW2_ROLE_L2, "an L2 table", follow);
+    if (!error)
+        error = count(c, offset / c->cluster, QCOW2_ROLE_L2, "an L2 table", follow);
+    c->lost |= !*follow;
+    return error;
 }
 
 /* Calls visit for each L2 table that an L1 table leads to. */
@@ -274,6 +291,7 @@ static int count_all(struct checker *c, uint64_t **blocks, uint64_t *block_count
     if (damaged) {
         error = 0;
         c->report->errors++;
+        c->lost = true;
         say(c, "the table of snapshots is damaged");
     }
     if (!error && bytes)
@@ -410,14 +428,22 @@ static int check_flags(struct checker *c, bool write)
     return error;
 }
 
-/* Mending */
+/* Mending. What only seems to be unused must not be freed. */
 
 static int repair(struct checker *c)
 {
     struct qcow2_report *report = c->report;
     bool counts =
         report->leaks || report->bad_refcounts || c->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY;
+    if (c->lost) {
+        say(c, "nothing was mended: what the bad tables point to is not known");
+        return 0;
+    }
     int error = counts ? qcow2_rebuild(c->file, &c->header, &c->counts) : 0;
+    if (error == -ENOTRECOVERABLE) {
+        say(c, "nothing was mended: there are pointers to where new tables would lie");
+        return 0;
+    }
     uint64_t bad_flags = report->bad_flags;
     if (!error && bad_flags)
         error = check_flags(c, true);

@@ -35,6 +35,7 @@ struct qcow2_counts {
     struct qcow2_chunk **chunks; /* a hash: open addressing */
     uint64_t slot_count, chunk_count;
     struct qcow2_chunk *last; /* the one used last */
+    uint64_t outside;         /* the first cluster behind the file that is pointed to; 0: none */
 };
 
 /* 0; -EEXIST when the cluster holds something else (it is counted all the same); -ENOMEM; -EFBIG
@@ -50,7 +51,8 @@ void qcow2_counts_free(struct qcow2_counts *counts);
 /*
  * qcow2_rebuild.c: writes new refcount tables from the counts behind all that is in use, and makes
  * them valid with one write of the header. A power cut leaves the old or the new ones. -ERANGE when
- * a count does not fit; -EFBIG.
+ * a count does not fit; -EFBIG; -ENOTRECOVERABLE when the file would grow over a cluster that is
+ * pointed to though it is not there: that pointer would seem to be good then.
  */
 int qcow2_rebuild(struct image_file *file, struct qcow2_header *header,
                   struct qcow2_counts *counts) MUST_USE;

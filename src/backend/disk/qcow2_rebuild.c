@@ -146,6 +146,8 @@ int qcow2_rebuild(struct image_file *file, struct qcow2_header *header, struct q
     int error = find_needed(&plan);
     if (!error)
         error = make_plan(&plan);
+    if (!error && counts->outside && plan_end(&plan) > counts->outside)
+        error = -ENOTRECOVERABLE;
     if (!error)
         error = write_tables(&plan);
     if (!error)
