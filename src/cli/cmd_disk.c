@@ -198,10 +198,16 @@ static int run_create(struct disk_options *o, struct err *err)
     if (o->backing_format && !o->backing)
         return wrong_use(err, "--backing-format: goes with --backing");
     error = o->backing ? look_at_backing(o, err) : 0;
+    if (error)
+        return error;
     struct image_new made;
+    struct disk_progress progress; /* for the signals' sake */
+    disk_progress_start(&progress);
+    error = image_create_begin(&made, o->words[0], &o->create, err);
     if (!error)
-        error = image_create_begin(&made, o->words[0], &o->create, err);
-    return error ? error : image_create_finish(&made, err);
+        error = image_create_finish(&made, err);
+    disk_progress_end(&progress);
+    return error;
 }
 
 /* info */

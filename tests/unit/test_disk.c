@@ -332,8 +332,11 @@ static void test_direct_takes_any_alignment(void **state)
     struct fixture *f = fixture_of(state);
     disk_close(f->disk);
     f->disk = NULL;
-    struct disk_config config = {
-        .path = f->path, .direct = true, .use_io_uring = f->uring, .queue_count = 1};
+    struct disk_config config = {.path = f->path,
+                                 .format = f->format,
+                                 .direct = true,
+                                 .use_io_uring = f->uring,
+                                 .queue_count = 1};
     int error = disk_open(&f->disk, &config, NULL);
     if (error == -EINVAL)
         skip(); /* this file system has no direct I/O */
@@ -492,6 +495,7 @@ int main(void)
         QCOW2(test_discard_and_zeroes),
         QCOW2(test_bad_ranges_are_refused),
         QCOW2(test_many_requests_at_once),
+        QCOW2(test_direct_takes_any_alignment),
         QCOW2(test_closing_writes_the_tables),
         cmocka_unit_test(test_bad_files_are_refused_by_name),
         cmocka_unit_test_setup_teardown(test_locks_keep_writers_apart, setup_threads, teardown),

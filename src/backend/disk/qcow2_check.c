@@ -439,6 +439,8 @@ static int repair(struct checker *c)
         say(c, "nothing was mended: what the bad tables point to is not known");
         return 0;
     }
+    /* Bitmaps are of the disk's contents, which stay; what else there is we do not know. */
+    c->header.autoclear &= QCOW2_AUTOCLEAR_BITMAPS;
     int error = counts ? qcow2_rebuild(c->file, &c->header, &c->counts) : 0;
     if (error == -ENOTRECOVERABLE) {
         say(c, "nothing was mended: there are pointers to where new tables would lie");
