@@ -1,8 +1,9 @@
 /*
  * Fuzz target: qcow2 images: opening, reads, writes, discards, resizing, checking and mending.
  *
- * The input is a byte of choices, the number of requests, a seed for them, and the file. Whatever
- * it holds, nothing may crash or run on. An image that a check calls sound stays sound and keeps
+ * The input is a byte of choices, the number of requests, a seed for them, and the file; or, as one
+ * of the choices, patches of an image that is made here: an offset, a length, bytes. Whatever the
+ * file holds, nothing may crash or run on. An image that a check calls sound stays sound and keeps
  * what is written to it; one that was mended is sound.
  */
 #include "fuzz.h"
@@ -18,7 +19,20 @@
 #define REQUEST_MAX  16384u
 #define REQUESTS_MAX 24u
 
-enum { CHOICE_READ_ONLY = 1, CHOICE_REPAIR = 2, CHOICE_BACKING = 4, CHOICE_RESIZE = 8 };
+enum {
+    CHOICE_READ_ONLY = 1,
+    CHOICE_REPAIR = 2,
+    CHOICE_BACKING = 4,
+    CHOICE_RESIZE = 8,
+    CHOICE_PATCHED = 16, /* bits 5 and 6: which image */
+};
+
+static const struct qcow2_create creates[] = {
+    {32768, 3, 512, 16, false, NULL, NULL},
+    {32768, 2, 512, 16, false, NULL, NULL},
+    {65536, 3, 4096, 1, false, NULL, NULL},
+    {65536, 3, 1024, 64, true, NULL, NULL},
+};
 
 /* The file in memory */
 
@@ -116,7 +130,38 @@ static const struct image_file_ops memory_ops = {
 };
 
 static struct memory file, backing;
+static struct memory made[ARRAY_COUNT(creates)];
 static uint8_t model[MODEL_MAX], buffer[MODEL_MAX];
+
+/* An image with data, zero clusters and holes. */
+static void make_image(struct memory *memory, const struct qcow2_create *create)
+{
+    struct image *image;
+    uint8_t data[8192];
+    *memory = (struct memory) {{&memory_ops}, malloc(FILE_MAX), 0};
+    fuzz_must(memory->data);
+    fuzz_must(qcow2_create(&memory->base, "image", create, NULL) == 0);
+    fuzz_must(qcow2_open(&image, &memory->base, "image", false, NULL) == 0);
+    memset(data, 0x11, sizeof data);
+    for (uint64_t at = 0; at < 24576; at += 12288)
+        fuzz_must(image_write(image, data, sizeof data, at) == 0);
+    fuzz_must(image->ops->clear(image, 2048, 4096, IMAGE_ZERO) == 0);
+    fuzz_must(image->ops->flush(image) == 0);
+    image_close(image);
+}
+
+static void patch_image(const struct memory *from, struct fuzz_input *in)
+{
+    memory_resize(&file.base, from->size);
+    memcpy(file.data, from->data, from->size);
+    while (in->left) {
+        uint8_t bytes[8];
+        uint16_t at = fuzz_u16(in);
+        unsigned length = 1 + fuzz_u8(in) % sizeof bytes;
+        fuzz_take(in, bytes, length);
+        memcpy(file.data + at % (file.size - sizeof bytes), bytes, length);
+    }
+}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
@@ -127,6 +172,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     fuzz_must(file.data && backing.data);
     memory_resize(&backing.base, 20000);
     memset(backing.data, 0xb5, 20000);
+    for (size_t i = 0; i < ARRAY_COUNT(creates); i++)
+        make_image(&made[i], &creates[i]);
     return 0;
 }
 
@@ -225,8 +272,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct qcow2_report before = {0}, after = {0};
 
     memory_resize(&file.base, 0);
-    memory_resize(&file.base, MIN(in.left, FILE_MAX / 4));
-    memcpy(file.data, in.data, file.size);
+    if (choices & CHOICE_PATCHED) {
+        patch_image(&made[choices >> 5 & 3], &in);
+    } else {
+        memory_resize(&file.base, MIN(in.left, FILE_MAX / 4));
+        memcpy(file.data, in.data, file.size);
+    }
     if (choices & CHOICE_REPAIR)
         check_mending();
     bool sound = check(false, &before) && is_sound(&before);
