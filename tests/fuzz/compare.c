@@ -6,9 +6,10 @@
 
 /* Instructions that the interpreter runs before it takes the code for endless. */
 #define STEPS_MAX 1500u
-/* Stepwise: units, and instructions of one of them (a string's elements count as such). */
+/* Stepwise: units, and instructions of one of them. A string's elements count as such, and it may
+ * go on for 64 KiB and a run. */
 #define UNITS_MAX      100u
-#define UNIT_STEPS_MAX 20000u
+#define UNIT_STEPS_MAX 80000u
 /* Of CPU time; only code that does not come back takes so long. */
 #define SECONDS_MAX 5
 
