@@ -125,13 +125,14 @@ static bool is_routine(const struct verifier *v, const uint8_t *to)
     return false;
 }
 
-/* A handler's instruction lies where units do. */
+/* A handler's instruction lies where units do: behind the blocks. */
 static bool is_kept(const struct verifier *v, const struct x86_insn *insn)
 {
     const struct block_cache *cache = &v->vcpu->cache;
     const uint8_t *at = (const uint8_t *)insn;
+    const uint8_t *units = cache->arena + (size_t)cache->index.units * CODE_GRAIN;
 
-    return at >= cache->unit_arena && at + sizeof *insn <= cache->unit_arena + cache->unit_used;
+    return at >= units && at + sizeof *insn <= units + cache->unit_used;
 }
 
 static void check_call(struct verifier *v, const uint8_t *at, const uint8_t *next,
@@ -241,7 +242,7 @@ static void read_unit(struct verifier *v, const struct x86_unit *unit)
 
 void verify_code(struct engine_vcpu *vcpu)
 {
-    const struct code_index *units = &vcpu->cache.units;
+    const struct code_index *index = &vcpu->cache.index;
     struct verifier v = {.vcpu = vcpu, .tr = vcpu->translator};
 
     v.start = v.tr->start;
@@ -254,9 +255,10 @@ void verify_code(struct engine_vcpu *vcpu)
     v.todo = calloc(v.size, sizeof *v.todo);
     fuzz_must(v.seen && v.todo);
     ZydisDecoderInit(&v.decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-    for (unsigned i = 0; i < 1u << units->bits; i++) {
-        if (units->slot[i].key)
-            read_unit(&v, &((struct translation *)units->slot[i].code)->unit);
+    for (uint64_t i = 0; i < 1ull << index->bits; i++) {
+        struct code *code = index->slot[i].at ? code_index_at(index, index->slot[i].at) : NULL;
+        if (code && code_index_kind(index, code) == CODE_UNIT)
+            read_unit(&v, &((struct translation *)code)->unit);
     }
     free(v.todo);
     free(v.seen);
