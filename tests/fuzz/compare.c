@@ -6,10 +6,10 @@
 
 /* Instructions that the interpreter runs before it takes the code for endless. */
 #define STEPS_MAX 1500u
-/* Stepwise: units, and instructions of one of them. A string's elements count as such, and it may
- * go on for 64 KiB and a run. */
-#define UNITS_MAX      100u
-#define UNIT_STEPS_MAX 80000u
+/* Stepwise: units; instructions of one of them; elements of all strings in it. */
+#define UNITS_MAX       100u
+#define UNIT_STEPS_MAX  20000u
+#define UNIT_STRING_MAX 500000u
 /* Of CPU time; only code that does not come back takes so long. */
 #define SECONDS_MAX 5
 
@@ -109,19 +109,27 @@ static void run_to_end(const struct compare *c)
 
 /* --- behind each unit --- */
 
-/* False: too long a way. */
-static bool follow(const struct compare *c)
+enum way { THERE, NEVER, TOO_FAR };
+
+/* Has the reference go where the subject is. */
+static enum way follow(const struct compare *c)
 {
     const struct x86_state *here = &c->reference->vcpu->cpu.s, *there = &c->subject->vcpu->cpu.s;
+    unsigned steps = 0, elements = 0;
 
-    for (unsigned i = 0; i < UNIT_STEPS_MAX; i++) {
-        if (here->rip == there->rip && !world_difference(c->reference, c->subject, true))
-            return true;
+    while (steps < UNIT_STEPS_MAX) {
+        uint64_t rip = here->rip;
+        if (rip == there->rip && !world_difference(c->reference, c->subject, true))
+            return THERE;
         if (world_ended(c->reference))
-            return false;
+            return NEVER;
         step_element(c);
+        if (here->rip != rip)
+            steps++;
+        else if (++elements == UNIT_STRING_MAX)
+            return TOO_FAR;
     }
-    return false;
+    return NEVER;
 }
 
 static void run_stepwise(const struct compare *c)
@@ -135,8 +143,11 @@ static void run_stepwise(const struct compare *c)
         watch(NULL);
         if (has_own_tables(c))
             break;
-        if (!follow(c))
+        enum way way = follow(c);
+        if (way == NEVER)
             differs(c, "the interpreter does not come there");
+        if (way == TOO_FAR)
+            break;
     }
 }
 
