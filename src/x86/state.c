@@ -118,7 +118,8 @@ static const char *validate_addresses(const struct x86_state *s)
     if (!canonical(s->sysenter_esp) || !canonical(s->sysenter_eip))
         return "sysenter registers";
     for (unsigned i = 0; i < 4; i++) {
-        if (s->pdptr[i] >> 52)
+        /* Of one that is not present all bits are the guest's. */
+        if ((s->pdptr[i] & X86_PTE_P) && s->pdptr[i] >> 52)
             return "pdptr";
     }
     return NULL;

@@ -568,6 +568,19 @@ static void test_validation(void **state)
     BAD(s.apic_base = X86_APIC_BASE_X2APIC, "apic_base");
     BAD(s.mp_state = 9, "mp_state");
     BAD(s.pending.kind = 99, "pending event");
+    BAD(s.pdptr[1] = BIT(60) | X86_PTE_P, "pdptr");
+}
+
+/* What a guest has MOV CR3 load must not make its saved state a bad one: those that are not present
+ * may hold anything. */
+static void test_validation_of_pdptrs_that_are_not_present(void **state)
+{
+    struct rig *r = *state;
+
+    rig_long(r, 0);
+    r->cpu.s.rflags = X86_FIXED;
+    r->cpu.s.pdptr[1] = ~0ull << 1;
+    assert_null(x86_state_validate(&r->cpu.s));
 }
 
 static void test_comparison(void **state)
@@ -623,6 +636,7 @@ int main(void)
         RIG_TEST(test_debug_registers),
         RIG_TEST(test_reset_state),
         RIG_TEST(test_validation),
+        RIG_TEST(test_validation_of_pdptrs_that_are_not_present),
         RIG_TEST(test_comparison),
     };
     return cmocka_run_group_tests_name("system", tests, NULL, NULL);
