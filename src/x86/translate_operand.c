@@ -6,7 +6,7 @@
 
 const uint8_t x86_host_of[16] = {
     HOST_R10, HOST_RCX, HOST_RDX,  HOST_RBX,  HOST_R11, HOST_RBP, HOST_RSI,  HOST_RDI,
-    HOST_R8,  HOST_R9,  HOST_NONE, HOST_NONE, HOST_R12, HOST_R13, HOST_NONE, HOST_NONE,
+    HOST_R8,  HOST_R9,  HOST_R12, HOST_R13, HOST_NONE, HOST_NONE, HOST_NONE, HOST_NONE,
 };
 
 /* --- what an instruction uses --- */
