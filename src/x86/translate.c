@@ -264,7 +264,7 @@ struct x86_rm x86_emit_jump_lookup(struct x86_translation *t)
 /* T0 = the linear address of an offset outside the page. */
 static void emit_far_rip(struct x86_translation *t, int64_t offset)
 {
-    int32_t near = offset < 0 ? 0 : PAGE_SIZE;
+    int32_t near = offset < 0 ? 0 : 2 * PAGE_SIZE; /* the branch may end in the next page */
 
     if (offset == (int32_t)offset) {
         x86_emit_rip(t, T0, (int32_t)offset);
@@ -579,8 +579,8 @@ static void make_jump(uint8_t *at, const uint8_t *to)
 }
 
 /*
- * Each way in becomes a jump to a new way out. No thread is inside: ours is in C, and comes back
- * into a unit that was dropped only to leave it.
+ * Each way in becomes a jump to a new way out. No thread is inside: ours is in C, in a store or in
+ * a page walk that sets bits, and comes back into a unit that was dropped only to leave it.
  */
 bool x86_unit_drop(struct x86_translator *tr, struct x86_unit *unit)
 {

@@ -201,12 +201,13 @@ static const uint8_t *fill_group(struct x86_cpu *cpu)
     memcpy(&site, cpu->host.site, sizeof site);
     memcpy(&range, cpu->host.site + sizeof site, sizeof range);
     uint64_t la = cpu->host.temp;
-    /* A walk through tables in a device may have taken what other groups of the unit hold. */
+    /* A walk through tables in a device may have taken what other groups of the unit hold; one that
+     * set bits in a table beside our code may have dropped the unit itself. */
     uint64_t revocations = cpu->tlb_revocations;
 
     cpu->s.rip = cpu->host.page_base + (uint64_t)(int64_t)site.offset;
     if (((la ^ (la + range.span - 1)) & PAGE_MASK) == 0 && x86_tlb_prepare(cpu, la, range.write) &&
-        likely(cpu->tlb_revocations == revocations))
+        likely(cpu->tlb_revocations == revocations && !cpu->end_block))
         return cpu->host.site + site.link;
     cpu->host.plain = true;
     return NULL;

@@ -701,6 +701,40 @@ static void host_addresses_taken_away_in_a_groups_walk_are_not_used(void **state
     assert_null(rig_difference(rig));
 }
 
+/* The walk has set a bit in a table that lies in our own code's page: the unit is dropped. */
+static uint64_t entry_beside_code(struct translate_rig *rig)
+{
+    rig->moved = true;
+    rig->cpu->end_block = true;
+    return (RIG_DATA + 0x3000) | 0x67;
+}
+
+static void a_unit_that_its_groups_walk_drops_is_not_resumed(void **state)
+{
+    static const uint8_t code[] = {
+        0x44, 0x8b, 0x06, /* mov r8d, [rsi] */
+        0x8b, 0x0f,       /* mov ecx, [rdi] */
+        0x8b, 0x57, 0x08, /* mov edx, [rdi + 8] */
+    };
+    struct translate_rig *rig = *state;
+    struct random r = {21};
+    struct x86_unit_exit out;
+
+    random_state(rig, &r);
+    store_le64(rig->ram_before + RIG_TABLES + 0x2000 + (BEHIND_DEVICE >> 21) * 8,
+               DEVICE_TABLE | 0x27);
+    rig->before.gpr[X86_RDI] = BEHIND_DEVICE + 0x40;
+    rig->device_read = entry_beside_code;
+    assert_true(rig_translate(rig, code, sizeof code));
+    assert_int_equal(rig->translator->group_count, 2);
+    rig_begin(rig, 1);
+    x86_unit_choose_key(rig->translator, rig->cpu, rig->unit->mode);
+    x86_unit_run(rig->translator, rig->cpu, rig->unit, &out);
+    assert_true(rig->moved);
+    assert_true(out.plain);
+    assert_int_equal(rig->cpu->s.rip, RIG_CODE + 3);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, rig_setup, rig_teardown)
 
 int main(void)
@@ -732,6 +766,7 @@ int main(void)
         TEST(loops_with_prefixes),
         TEST(memory_in_all_states),
         TEST(host_addresses_taken_away_in_a_groups_walk_are_not_used),
+        TEST(a_unit_that_its_groups_walk_drops_is_not_resumed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

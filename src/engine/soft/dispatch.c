@@ -47,13 +47,16 @@ static inline bool locate(struct x86_cpu *cpu, struct block_place *place)
     return true;
 }
 
-/* The page behind la's is the one at gpa `tail`. */
-static bool is_followed_by(struct x86_cpu *cpu, uint64_t la, uint64_t tail)
+/*
+ * The page behind la's is the one that the code goes on in. The walk for it may set bits in a page
+ * table that is also this code's page, and so drop the code.
+ */
+static bool is_followed(struct x86_cpu *cpu, uint64_t la, const struct code *code)
 {
     uint64_t page, next = (la & PAGE_MASK) + PAGE_SIZE;
     if (cpu->code_size != 8)
         next = (uint32_t)next;
-    return code_page(cpu, next, &page) && page == tail;
+    return code_page(cpu, next, &page) && page == code->tail && code->key != CODE_DEAD;
 }
 
 /* Segment limit, and a second page that must still be the one that was decoded. */
@@ -62,7 +65,7 @@ static inline bool may_run(struct x86_cpu *cpu, const struct block *block, uint6
     if (cpu->code_size != 8 &&
         !range_fits(cpu->s.rip, block->bytes, (uint64_t)cpu->s.seg[X86_CS].limit + 1))
         return false;
-    return likely(block->code.tail == CODE_NO_TAIL) || is_followed_by(cpu, la, block->code.tail);
+    return likely(block->code.tail == CODE_NO_TAIL) || is_followed(cpu, la, &block->code);
 }
 
 /* The same for a unit, which is always of 64-bit code. */
@@ -70,7 +73,7 @@ static inline bool may_enter(struct engine_vcpu *vcpu, const struct translation 
                              uint64_t la)
 {
     return likely(translation->code.tail == CODE_NO_TAIL) ||
-           (is_followed_by(&vcpu->cpu, la, translation->code.tail) &&
+           (is_followed(&vcpu->cpu, la, &translation->code) &&
             x86_unit_admit(vcpu->translator, &vcpu->cpu, &translation->unit));
 }
 

@@ -218,6 +218,15 @@ static void across(void)
     print_fault("its second page is not present");
     map_pair(V, frame_b + 4096);
     check(always(at, 0x0401), "and present again");
+    /* jmp 0x7fffffff bytes on, all but one of its own in the second page */
+    static const uint8_t jump[] = {0xe9, 0xff, 0xff, 0xff, 0x7f};
+    uint64_t target = V + 4095 + sizeof jump + 0x7fffffff;
+    memcpy(frame_a + 4095, jump, sizeof jump);
+    put_return(frame_b + (target & 4095), 7);
+    map(target & ~4095ull, frame_b, P | W | G);
+    invlpg((void *)target);
+    map_pair(V, frame_a + 4096);
+    check(always(V + 4095, 7), "a jump on two pages as far as one can go");
     write_cr4(read_cr4() & ~0x80ull);
     map(V, frame_a, P | W);
     flush_pge();
