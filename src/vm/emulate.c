@@ -11,7 +11,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 
 #include "base/clock.h"
@@ -180,9 +180,12 @@ static const struct x86_ops ops = {
 
 /* --- creation --- */
 
+static const size_t emulator_size = (sizeof(struct emulator) + PAGE_SIZE - 1) & ~(PAGE_SIZE - 1);
+
 void emulator_destroy(struct emulator *emulator)
 {
-    free(emulator);
+    if (emulator)
+        munmap(emulator, emulator_size);
 }
 
 void emulator_code_destroy(struct emulator_code *code)
@@ -224,14 +227,13 @@ int emulator_code_create(struct emulator_code **out, const struct x86_features *
     return 0;
 }
 
-/* Large: the CPU's TLB. Aligned for it, and in whole pages, so that only what is used is there. */
+/* Large: the CPU's tables. In pages of its own, so that only what is used is there. */
 static int create(struct vcpu *vcpu, struct err *err)
 {
     struct emulator *e =
-        aligned_alloc(PAGE_SIZE, (size_t)align_up(sizeof(struct emulator), PAGE_SIZE));
-    if (!e)
+        mmap(NULL, emulator_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (e == MAP_FAILED)
         return err_set(err, ENOMEM, "out of memory");
-    memset(e, 0, sizeof *e);
     e->machine = vcpu->machine;
     struct x86_cpu_config config = {.ops = &ops,
                                     .context = e,

@@ -419,7 +419,6 @@ static void emit_entries(struct x86_translation *t)
 
     t->flags = first_flags_state(t->tr);
     t->flags_maker = FLAGS_NO_MAKER;
-    t->unit->prefers_host_flags = t->flags == FLAGS_HOST;
     if (t->flags == FLAGS_MEMORY) {
         t->unit->chain[1] = e->at;
         x86_emit_flags_save(e);

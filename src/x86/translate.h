@@ -40,7 +40,6 @@ struct x86_unit {
     uint8_t count;     /* guest instructions */
     uint8_t mode;
     uint16_t page_offset;
-    bool prefers_host_flags;
     uint8_t *guard_key,
         *guard_page;        /* writable view, for x86_unit_admit; NULL: stays in its page */
     struct x86_insn insn[]; /* those that may need their handlers; with `alone` all */
